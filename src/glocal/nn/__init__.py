@@ -1,0 +1,1 @@
+"""Small networks shared by several chapters."""

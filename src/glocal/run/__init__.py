@@ -1,0 +1,1 @@
+"""Executing chapters: parameters, provenance, resume, executors."""

@@ -1,0 +1,1 @@
+"""Imperfect and streaming supervision."""

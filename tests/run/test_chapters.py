@@ -1,0 +1,101 @@
+"""`glocal execute`: only what changed, nothing that drifts, and a failure leaves the stored outputs alone."""
+
+import nbformat
+import pytest
+
+from glocal.book.catalogue import chapter, chapters
+from glocal.book.notebooks import imported_modules, is_stale, stored_verdict
+from glocal.run.chapters import regenerate_one, stale
+
+
+def test_executed_notebook_is_fresh_until_its_source_changes(project):
+    project.write("dkm")
+    entry = chapter("dkm", project.root)
+    assert stale([entry]) == [entry]
+    assert regenerate_one(entry).error == ""
+    assert stale([entry]) == []
+    assert stored_verdict(entry)["claims"][0]["status"] == "holds"
+    entry.source.write_text(entry.source.read_text() + "\nOne more sentence.\n")
+    assert is_stale(entry)
+
+
+def test_a_second_execution_gives_the_same_file_but_for_times(project):
+    project.write("dkm", "print(sum(range(10)))")
+    entry = chapter("dkm", project.root)
+    regenerate_one(entry)
+    first = nbformat.read(entry.notebook, 4)
+    regenerate_one(entry)
+    second = nbformat.read(entry.notebook, 4)
+    for notebook in (first, second):
+        notebook.metadata["glocal"].pop("cpu_seconds")
+        notebook.metadata["glocal"].pop("peak_memory_gb")
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                verdict = output.get("data", {}).get("application/vnd.glocal.verdict+json", {})
+                verdict.pop("cpu_seconds", None)
+                verdict.pop("wall_seconds", None)
+    assert first == second
+    assert "papermill" not in str(first.metadata) + str([cell.metadata for cell in first.cells])
+
+
+def test_a_failure_leaves_the_stored_outputs_alone(project):
+    project.write("dkm")
+    entry = chapter("dkm", project.root)
+    regenerate_one(entry)
+    before = entry.notebook.read_bytes()
+    project.write("dkm", "1 / 0")
+    result = regenerate_one(entry)
+    assert "ZeroDivisionError" in result.error
+    assert entry.notebook.read_bytes() == before
+    assert (project.root / "_build" / "failed" / "dkm.ipynb").exists()
+    assert "ZeroDivisionError" in (project.root / "_build" / "failed" / "dkm.txt").read_text()
+
+
+def test_import_closure_follows_modules_and_packages(tmp_path):
+    files = {
+        "__init__.py": "",
+        "a.py": "from glocal.part import b",
+        "part/__init__.py": "import glocal.c",
+        "part/b.py": "import torch",
+        "c.py": "",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = imported_modules("from glocal.a import x", tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "__init__.py",
+        "a.py",
+        "c.py",
+        "part/__init__.py",
+        "part/b.py",
+    ]
+
+
+def test_chapters_come_in_the_order_of_the_list(project):
+    project.write("wide_cnn")
+    project.write("dkm")
+    assert [entry.slug for entry in chapters(project.root)] == ["dkm", "wide_cnn"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  slug: dkm", "  slug: other", "its place says theory/dkm"),
+        ("  year: 2024\n", "", "lacks 'year:'"),
+        ("  year: 2024", "  year: soon", "must be of type int"),
+        ("  venue: arXiv", "  venue: arXiv\n  colour: red", "unknown key 'colour'"),
+        ("glocal:", "local:", "needs a mapping under 'glocal:'"),
+        ("---\n", "", "must start with a YAML header"),
+        ("  venue: arXiv", "  venue: [", "cannot be read"),
+    ],
+)
+def test_headers_are_checked(project, old, new, message):
+    from glocal.book.catalogue import CatalogueError
+
+    project.write("dkm")
+    source = project.root / "notebooks" / "theory" / "dkm.md"
+    source.write_text(source.read_text().replace(old, new))
+    with pytest.raises(CatalogueError, match=message):
+        chapters(project.root)
