@@ -67,24 +67,33 @@ class BatchDisplay:
 
     def summary(self, console: Console, outcomes: list[Outcome]) -> None:
         """Print what came out of the batch: statuses of claims, time, memory and where the files are."""
-        table = Table("chapter", "result", "CPU s", "wall s", "GB", "folder")
+        table = Table("chapter", "result", "CPU s", "wall s", "GB")
         for outcome in outcomes:
-            if outcome.status != "done":
-                result = f"[red]{outcome.status}[/]: {escape(outcome.error)}"
-            elif outcome.verdict is None:
-                result = "no verdict"
-            else:
-                claims = outcome.verdict["claims"]
-                result = " ".join(f"[{COLOURS[c['status']]}]{c['id']} {c['status']}[/]" for c in claims)
             table.add_row(
                 outcome.slug,
-                result,
+                _result(outcome),
                 f"{outcome.cpu_seconds:.1f}",
                 f"{outcome.wall_seconds:.1f}",
                 f"{outcome.peak_memory_gb:.2f}",
-                escape(outcome.folder),
             )
         console.print(table)
+        for outcome in outcomes:
+            if outcome.folder:
+                console.print(outcome.folder, highlight=False, soft_wrap=True)
+
+
+def _result(outcome: Outcome) -> str:
+    """The outcome of a chapter in one cell: its claims by status, or what went wrong."""
+    if outcome.status != "done":
+        return f"[red]{outcome.status}[/]: {escape(outcome.error)}"
+    if outcome.verdict is None:
+        return "no verdict"
+    if outcome.verdict["scale"] == "rehearsal":
+        return "rehearsed"
+    by_status: dict[str, list[str]] = {}
+    for claim in outcome.verdict["claims"]:
+        by_status.setdefault(claim["status"], []).append(claim["id"])
+    return "\n".join(f"[{COLOURS[status]}]{status}[/]: {' '.join(ids)}" for status, ids in by_status.items())
 
 
 def print_diagnosis(console: Console, found: dict[str, Any]) -> None:
