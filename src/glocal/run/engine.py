@@ -79,7 +79,7 @@ class MeasuringEngine(NBClientEngine):
             log_output=log_output,
             stdout_file=stdout_file,
             stderr_file=stderr_file,
-            extra_arguments=["--log-level=40"],  # errors only; a local kernel need not encrypt
+            extra_arguments=["--log-level=50"],  # a local kernel need not encrypt, and being killed is no error
         )
         client.usage = kwargs["usage"]
         client.on_cell = kwargs["on_cell"]
