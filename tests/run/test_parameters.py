@@ -19,6 +19,13 @@ def test_parameters_come_with_type_default_and_help(entry):
     assert found["widths"].default == [8]
 
 
+def test_help_may_contain_anything(project):
+    project.write("dkm")
+    source = project.root / "notebooks" / "theory" / "dkm.md"
+    source.write_text(source.read_text().replace("# learning rate", "# sizes n = 8, d = 2: see #3"))
+    assert parameters_of(chapter("dkm", project.root))["rate"].help == "sizes n = 8, d = 2: see #3"
+
+
 def test_unknown_name_lists_the_valid_ones(entry):
     with pytest.raises(ParameterError, match="no parameter 'rat'; did you mean 'rate'") as error:
         validate(entry, {"rat": 1})
@@ -80,6 +87,8 @@ def test_full_scale_file_is_checked(project, yaml, message):
         ("rate: float", "rate: complex", "needs a type"),
         ("rate: float = 0.5", "rate: float = 'x'", "must be float"),
         ('device: str = "cpu"      # torch device\n', "", "lacks device"),
+        ("widths: list[int] = [8]", "print(1)", "holds more than"),
+        ("rate: float = 0.5 ", "rate = 0.5 ", "needs a type"),
     ],
 )
 def test_parameters_cell_is_checked(project, old, new, message):

@@ -157,6 +157,9 @@ def _output_problems(chapter: Chapter) -> list[str]:
     if len(checked) != 1:
         listed.append("needs exactly one cell tagged nbval-check-output (verdict.print_statuses())")
     for cell in notebook.cells:
+        figure = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        if figure and len(cell.get("outputs", [])) != 1:
+            listed.append(f"the cell of figure '{figure}' must have one output: end its last line with a semicolon")
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 listed.append(f"prints to stderr: {output['text'].strip().splitlines()[-1][:120]}")

@@ -2,14 +2,12 @@
 
 import ast
 import difflib
-import tempfile
-from collections.abc import Iterable, Mapping
+import io
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 import yaml
 
 from glocal.book.catalogue import Chapter
@@ -41,15 +39,12 @@ def parameters_of(chapter: Chapter) -> dict[str, Parameter]:
         ParameterError: if the chapter has no parameters cell, or a line of it has no type, no plain default
             or no comment.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "source.ipynb"
-        nbformat.write(read_source(chapter.source), path)
-        found = papermill.inspect_notebook(path)
-    if not found:
+    cells = read_source(chapter.source).cells
+    code = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    if not code.strip():
         raise ParameterError(f"{chapter.source} has no cell with the tag 'parameters', or it is empty")
     parameters = {}
-    for name, entry in found.items():
-        kind, text = entry["inferred_type_name"], entry["default"]
+    for name, kind, text, comment in _assignments(chapter, code):
         try:
             default = ast.literal_eval(text)
         except (SyntaxError, ValueError) as error:
@@ -59,13 +54,33 @@ def parameters_of(chapter: Chapter) -> dict[str, Parameter]:
                 f"parameter '{name}' of {chapter.slug} needs a type int, float, str, bool or list[...] of "
                 f"these, got {kind or 'none'}: write `{name}: int = {text}  # help`"
             )
-        if not entry["help"]:
+        if not comment:
             raise ParameterError(f"parameter '{name}' of {chapter.slug} needs a comment that explains it")
-        parameters[name] = Parameter(name, kind, _checked(chapter.slug, name, kind, default), entry["help"])
+        parameters[name] = Parameter(name, kind, _checked(chapter.slug, name, kind, default), comment)
     missing = [name for name in REQUIRED if name not in parameters]
     if missing:
         raise ParameterError(f"the parameters cell of {chapter.slug} lacks {', '.join(missing)}")
     return parameters
+
+
+def _assignments(chapter: Chapter, code: str) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and comment of every line of a parameters cell."""
+    comments = {
+        token.start[0]: token.string.lstrip("# ").strip()
+        for token in tokenize.generate_tokens(io.StringIO(code).readline)
+        if token.type == tokenize.COMMENT
+    }
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name, kind, value = statement.targets[0].id, "", statement.value
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+            name, kind, value = statement.target.id, ast.unparse(statement.annotation), statement.value
+        else:
+            raise ParameterError(
+                f"the parameters cell of {chapter.slug} holds more than `name: type = default  # help`: "
+                f"{ast.unparse(statement)}"
+            )
+        yield name, kind, ast.unparse(value), comments.get(statement.end_lineno or statement.lineno, "")
 
 
 def full_scale_values(chapter: Chapter) -> dict[str, Any]:
