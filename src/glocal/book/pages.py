@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ def chips(verdict: dict[str, Any] | None, *, link: str = "") -> str:
         chip = status_chip(claim["status"], claim["id"])
         title = html.escape(claim["statement"], quote=True)
         spans.append(f'<a href="{link}" title="{title}">{chip}</a>' if link else chip)
+    return f'<div class="glocal-chips">{"".join(spans)}</div>'
+
+
+def status_counts(verdict: dict[str, Any] | None) -> str:
+    """One chip per status that occurs in a verdict, with the number of claims that have it."""
+    if verdict is None:
+        return ""
+    counts = Counter(claim["status"] for claim in verdict["claims"])
+    spans = [status_chip(status, str(counts[status])) for status in STATUSES if counts[status]]
     return f'<div class="glocal-chips">{"".join(spans)}</div>'
 
 
@@ -111,7 +121,7 @@ def gallery_cards(chapters: Iterable[Chapter], thumbnails: dict[str, str]) -> st
 {summary}
 
 :::{{card-footer}}
-{chips(stored_verdict(chapter))}
+{status_counts(stored_verdict(chapter))}
 :::
 ::::"""
         )
