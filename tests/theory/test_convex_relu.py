@@ -313,7 +313,7 @@ def test_first_order_solver_comes_close_to_the_interior_point():
     x, y, patterns = draw(n=10)
     patterns = torch.cat([torch.ones(2, 1, 10, dtype=torch.bool), patterns[:, :4]], 1)
     exact = [s.objective for s in solve(x, y, patterns, beta=0.05, loss="hinge", epsilon=0.1)]
-    weights = robust_first_order(x, y, patterns, beta=0.05, epsilon=0.1, steps=600)
+    weights = robust_first_order(x, y, patterns, beta=0.05, epsilon=0.1, steps=1000)
     objective, violation = robust_hinge_objective(x, y, patterns, weights, beta=0.05, epsilon=0.1)
     assert objective.numpy() == pytest.approx(exact, rel=0.02)
     assert (violation < 0.02).all()
