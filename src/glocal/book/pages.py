@@ -43,15 +43,15 @@ def chapter_header(chapter: Chapter, notebook_metadata: dict[str, Any]) -> str:
     )
 
 
-def chips(verdict: dict[str, Any] | None, *, link: str = "") -> str:
-    """One chip per claim of a verdict."""
+def chips(verdict: dict[str, Any] | None, *, link: str) -> str:
+    """One chip per claim of a verdict, each a link to `link`."""
     if verdict is None:
         return ""
     spans = []
     for claim in verdict["claims"]:
         chip = status_chip(claim["status"], claim["id"])
         title = html.escape(claim["statement"], quote=True)
-        spans.append(f'<a href="{link}" title="{title}">{chip}</a>' if link else chip)
+        spans.append(f'<a href="{link}" title="{title}">{chip}</a>')
     return f'<div class="glocal-chips">{"".join(spans)}</div>'
 
 
