@@ -18,6 +18,7 @@ from glocal.data.hubs import HUB_IMAGES, fake_hub_images, load_hub_images, load_
 from glocal.data.interactions import InteractionSet, load_interactions, read_interactions
 from glocal.data.planetoid import PLANETOID_SETS, load_planetoid
 
+HUB = {spec.name: spec for spec in HUB_IMAGES}
 TOY = InteractionSet("toy", n_users=4, n_items=6, n_train=6, n_test=3, origin="the toy shop")
 TRAIN, TEST = "0 1 2 5\n1 0\n3 3 4\n", "0 3\n1 1 2\n2 \n"
 
@@ -230,7 +231,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[tuple[str, str]
 
 @pytest.mark.usefixtures("hub")
 def test_hub_images_become_tensors() -> None:
-    splits = load_hub_images(HUB_IMAGES[0])
+    splits = load_hub_images(HUB["cifar100"])
     assert splits.train.images.shape == (2, 3, 32, 32)
     assert splits.train.labels.tolist() == [1, 0]
     assert splits.train.class_names == ("apple", "bear")
@@ -240,14 +241,14 @@ def test_hub_images_become_tensors() -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_hub_images_without_a_test_part_are_split() -> None:
-    splits = load_hub_images(HUB_IMAGES[2], size=32)
+    splits = load_hub_images(HUB["imagenet-r"], size=32)
     assert (len(splits.train), len(splits.test)) == (8, 2)
     assert splits.train.images.shape[1:] == (3, 32, 32)
     assert splits.train.class_names == ("a", "b", "c")
-    again = load_hub_images(HUB_IMAGES[2], size=32)
+    again = load_hub_images(HUB["imagenet-r"], size=32)
     assert torch.equal(splits.test.labels, again.test.labels)
     with pytest.raises(ValueError, match="size must be between 8 and 1024"):
-        load_hub_images(HUB_IMAGES[2], size=4)
+        load_hub_images(HUB["imagenet-r"], size=4)
 
 
 @pytest.mark.usefixtures("hub")
@@ -261,7 +262,7 @@ def test_hub_sentences() -> None:
 @pytest.mark.usefixtures("hub")
 def test_a_failed_download_is_explained() -> None:
     with pytest.raises(DataError, match=r"zh-plus/tiny-imagenet: .*ConnectionError: no route.*check the network"):
-        load_hub_images(HUB_IMAGES[1])
+        load_hub_images(HUB["tiny-imagenet"])
 
 
 def test_a_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -271,13 +272,18 @@ def test_a_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_fake_hub_sets_have_the_true_shapes() -> None:
-    for name, side, classes in (("cifar100", 32, 100), ("tiny-imagenet", 64, 200), ("imagenet-r", 224, 200)):
+    for name, side, classes in (
+        ("cifar10", 32, 10),
+        ("cifar100", 32, 100),
+        ("tiny-imagenet", 64, 200),
+        ("imagenet-r", 224, 200),
+    ):
         splits = load(name, fake=True)
         for part in (splits.train, splits.test):
             assert part.images.shape[1:] == (3, side, side)
             assert set(part.labels.tolist()) == set(range(classes))
             assert len(part.class_names) == classes
-    small = fake_hub_images(HUB_IMAGES[2], size=64)
+    small = fake_hub_images(HUB["imagenet-r"], size=64)
     assert small.train.images.shape[1:] == (3, 64, 64)
     text = load("sst2", fake=True)
     assert text.train.labels.bincount().tolist() == [256, 256]

@@ -37,7 +37,7 @@ def test_the_catalogue_is_complete() -> None:
     expected = {"mnist5k", "digits", "iris", "wine", "breast_cancer", "letter", "penbased", "optdigits", "texture"}
     expected |= {"satimage", "magic", "phoneme", "ring", "twonorm", "spambase", "movement_libras", "ml-100k"}
     expected |= {"glyphs", "docgraph", "scenes", "photos", "gowalla", "yelp2018", "amazon-books", "ml-1m"}
-    expected |= {"cora", "citeseer", "pubmed", "cifar100", "tiny-imagenet", "imagenet-r", "sst2"}
+    expected |= {"cora", "citeseer", "pubmed", "cifar10", "cifar100", "tiny-imagenet", "imagenet-r", "sst2"}
     assert expected <= set(NAMES)
     for name, entry in registry.entries().items():
         assert entry.name == name

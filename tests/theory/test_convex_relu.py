@@ -35,7 +35,7 @@ from glocal.theory.convex_relu_backprop import (
     random_network,
     train_network,
 )
-from glocal.theory.convex_relu_data import binary_problems, box_noise, load_binary
+from glocal.theory.convex_relu_data import binary_problems, box_noise
 from glocal.theory.convex_relu_programs import (
     convex_program,
     largest_useful_beta,
@@ -441,7 +441,7 @@ def test_image_problems_average_pixels_and_splits_stay_apart():
     assert data.x.shape == (1, 5, 5)
     assert data.x[0, :, :-1].mean(0).abs().max() < 1e-9
     assert data.x[0, :, -1].tolist() == [1] * 5
-    fake = load_binary("cifar10", fake=True)
+    fake = load("cifar10", fake=True)
     split = binary_problems(fake, 1, classes=(2, 8), n=6, n_test=4, size=7, generator=generator("cifar"))
     assert split.x.shape == (1, 6, 148)
     assert split.x_test.shape == (1, 4, 148)

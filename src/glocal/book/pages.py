@@ -10,6 +10,8 @@ from typing import Any
 from glocal.book.catalogue import Chapter, papers, part_titles
 from glocal.book.notebooks import read_executed, stored_verdict, summary_of
 from glocal.book.scoreboard import STATUSES
+from glocal.book.shared import MIME as SHARED_MIME
+from glocal.book.shared import shared_table
 from glocal.book.verdict import status_chip
 
 DIFFICULTY = {1: "first course", 2: "second course", 3: "research"}
@@ -126,6 +128,20 @@ def gallery_cards(chapters: Iterable[Chapter], thumbnails: dict[str, str]) -> st
 ::::"""
         )
     return ":::::{grid} 1 2 2 3\n:gutter: 3\n\n" + "\n\n".join(cards) + "\n:::::\n"
+
+
+def shared_tables(chapters: Iterable[Chapter]) -> str:
+    """For every task that chapters share, one table with the methods of all of them, best first; HTML."""
+    tasks: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for chapter in chapters:
+        notebook = read_executed(chapter.notebook)
+        link = f'<a href="../chapters/{chapter.part}/{chapter.slug}.html">{html.escape(summary_of(notebook)[0])}</a>'
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                if SHARED_MIME in output.get("data", {}):
+                    shared = dict(output["data"][SHARED_MIME])
+                    tasks.setdefault(shared["task"], []).append((link, shared))
+    return "\n\n".join(f'<div class="glocal-scroll">{shared_table(rows)}</div>' for rows in tasks.values())
 
 
 def planned_list(part: str, written: set[str]) -> str:

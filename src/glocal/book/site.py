@@ -118,6 +118,7 @@ def _pages(root: Path, target: Path, edition: str, written: list[Chapter], thumb
         if path.parent.name == "parts":
             own = [chapter for chapter in written if chapter.part == path.stem]
             text = text.replace("<!-- CHAPTERS -->", pages.gallery_cards(own, thumbnails))
+            text = text.replace("<!-- SHARED -->", pages.shared_tables(own))
             text += pages.planned_list(path.stem, {chapter.slug for chapter in own})
         if edition == "student":
             text = markdown_without_solutions(text)

@@ -46,6 +46,7 @@ class HubImages:
 
 
 HUB_IMAGES = (
+    HubImages("cifar10", "uoft-cs/cifar10", 32, 10, "img", "label", "train", "test"),
     HubImages("cifar100", "uoft-cs/cifar100", 32, 100, "img", "fine_label", "train", "test"),
     HubImages("tiny-imagenet", "zh-plus/tiny-imagenet", 64, 200, "image", "label", "train", "valid"),
     HubImages("imagenet-r", "axiong/imagenet-r", 224, 200, "image", "wnid", "test", ""),
@@ -78,7 +79,7 @@ def load_hub_images(
 ) -> Splits[ImageData]:
     """An image set of the hub as float tensors.
 
-    Memory: 12 bytes per pixel, i.e. 0.7 GB for cifar100, 5 GB for tiny-imagenet, 18 GB for imagenet-r at 224.
+    Memory: 12 bytes per pixel: 0.7 GB for cifar10 and cifar100, 5 GB for tiny-imagenet, 18 GB for imagenet-r at 224.
 
     Args:
         spec: which set.
@@ -154,6 +155,7 @@ def _cached(repository: str) -> str:
 
 _HOW = f"{EXTRAS}, set $GLOCAL_DATA, and load it once with a network connection"
 _TEXT = {
+    "cifar10": ("small colour photographs", "50000 + 10000 images, 10 classes", "no formal licence stated"),
     "cifar100": ("small colour photographs", "50000 + 10000 images, 100 classes", "no formal licence stated"),
     "tiny-imagenet": (
         "ImageNet at 64 x 64",

@@ -1,16 +1,14 @@
 """Baselines of the UltraGCN chapter: LightGCN and BPR (trained), popularity, ItemKNN and EASE (closed form)."""
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from glocal.graphs.ranking import Interactions, Scorer
+from glocal.graphs.sparse import SparseOperator, compressed_rows
 from glocal.graphs.ultragcn import MatrixFactorization
 
 
@@ -20,32 +18,9 @@ def normalized_adjacency(interactions: Interactions) -> Float[Tensor, "nodes nod
     n = interactions.n_users + interactions.n_items
     rows = torch.cat([users, items + interactions.n_users])
     columns = torch.cat([items + interactions.n_users, users])
-    order = torch.argsort(rows * n + columns)
-    rows, columns = rows[order], columns[order]
     degrees = torch.bincount(rows, minlength=n)
-    starts = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
     values = (degrees[rows] * degrees[columns]).float().rsqrt()
-    with warnings.catch_warnings():  # the format is stable for what we need: its product with a dense matrix
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, (n, n), check_invariants=True)
-
-
-class SymmetricProduct(torch.autograd.Function):
-    r"""$X \mapsto M X$ for a constant sparse symmetric $M$, whose gradient is $M^\top G = M G$.
-
-    Autograd would transpose and re-sort the sparse matrix in every backward pass; using the symmetry makes
-    LightGCN's training step several times faster, which its timing deserves.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:
-        ctx.matrix = matrix
-        return matrix @ x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.matrix @ gradient
+    return compressed_rows(rows, columns, values, (n, n))
 
 
 class LightGCN(MatrixFactorization):
@@ -75,13 +50,15 @@ class LightGCN(MatrixFactorization):
     ) -> None:
         super().__init__(interactions.n_users, interactions.n_items, dim, std, generator=generator)
         self.n_layers = n_layers
-        self.adjacency = normalized_adjacency(interactions)
+        adjacency = normalized_adjacency(interactions)
+        self.adjacency = SparseOperator(adjacency, adjacency)  # symmetric
 
     def forward(self) -> tuple[Float[Tensor, "users d"], Float[Tensor, "items d"]]:
         """Propagated embeddings of all users and of all items."""
-        layer = total = self.table
+        layer: Tensor = self.table
+        total = layer
         for _ in range(self.n_layers):
-            layer = SymmetricProduct.apply(self.adjacency, layer)
+            layer = self.adjacency @ layer
             total = total + layer
         users, items = (total / (self.n_layers + 1)).split([self.n_users, self.n_items])
         return users, items

@@ -7,11 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from glocal.data import load
-from glocal.data.hubs import HubImages, fake_hub_images, load_hub_images
 from glocal.data.types import ImageData, Splits, TableData
-
-CIFAR10 = HubImages("cifar10", "uoft-cs/cifar10", 32, 10, "img", "label", "train", "test")
 
 
 @dataclass(frozen=True)
@@ -26,14 +22,6 @@ class BinaryProblems:
     def to(self, device: str | torch.device) -> "BinaryProblems":
         """The same problems on `device`."""
         return BinaryProblems(*(part.to(device) for part in (self.x, self.y, self.x_test, self.y_test)))
-
-
-def load_binary(name: str, *, fake: bool = False) -> TableData | ImageData | Splits[ImageData]:
-    """A table or image set by its name in `glocal.data`; `cifar10` comes from the hub as well."""
-    if name == CIFAR10.name:
-        return fake_hub_images(CIFAR10) if fake else load_hub_images(CIFAR10)
-    data: TableData | ImageData | Splits[ImageData] = load(name, fake=fake)
-    return data
 
 
 def binary_problems(

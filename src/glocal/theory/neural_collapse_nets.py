@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from glocal.data import load
-from glocal.data.hubs import HubImages, fake_hub_images, load_hub_images
 from glocal.data.types import ImageData
 
 T = TypeVar("T")
-CIFAR10 = HubImages("cifar10", "uoft-cs/cifar10", 32, 10, "img", "label", "train", "test")
 
 
 class LinearHeadNet(nn.Module):
@@ -279,9 +277,7 @@ def _snapshot(
 
 
 def load_training_images(name: str, *, fake: bool = False) -> ImageData:
-    """Training images of an embedded set or of `cifar10`; random stand-ins with `fake`."""
-    if name == "cifar10":
-        return (fake_hub_images(CIFAR10) if fake else load_hub_images(CIFAR10)).train
+    """The images of a set, or its training part if it is published with a split; random stand-ins with `fake`."""
     data = load(name, fake=fake)
     return data if isinstance(data, ImageData) else data.train
 
