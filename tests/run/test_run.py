@@ -1,14 +1,19 @@
 """`glocal run`: complete folders, failures that do not stop a batch, interruptions that lose nothing."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import nbformat
 import psutil
 import pytest
+
+from glocal.run.batch import collect, remembered_interrupts
+from glocal.run.job import Job
 
 COMMAND = [sys.executable, "-m", "glocal.cli", "run"]
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
@@ -114,6 +119,20 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(project, wait_for):
     assert project.leftovers() == []
     assert len(project.runs("dkm")) == 1
     wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family), 20)
+
+
+def test_an_interrupt_that_got_lost_still_ends_the_batch(project):
+    project.write("dkm")
+    job = Job(project.root, "dkm", {}, "small", project.root / "runs", "batch")
+    before = signal.getsignal(signal.SIGINT)
+    with remembered_interrupts() as is_interrupted:
+        assert not is_interrupted()
+        with contextlib.suppress(KeyboardInterrupt):  # as a destructor would
+            signal.raise_signal(signal.SIGINT)
+        assert is_interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            collect({Future(): job}, lambda outcome: None, lambda cells: None, is_interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_rehearsal_takes_the_full_scale_file_and_the_cpu(project):

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -106,7 +108,8 @@ def run_on_pool(
         pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_set_up_worker, initargs=(tokens,))
         futures = {pool.submit(run_job, job): job for job in waiting}
         try:
-            waiting = _collect(futures, on_outcome, on_tick)
+            with remembered_interrupts() as is_interrupted:
+                waiting = collect(futures, on_outcome, on_tick, is_interrupted)
         except BaseException:
             _end_workers(pool)
             for job in jobs:
@@ -115,13 +118,49 @@ def run_on_pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _collect(futures: dict[Future[Outcome], Job], on_outcome: OnOutcome, on_tick: OnTick) -> list[Job]:
-    """Hand on outcomes as they come; returns the jobs that must run again because the pool broke."""
+@contextmanager
+def remembered_interrupts() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C was pressed: an exception that is raised inside a destructor or a callback gets lost."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield pressed.is_set
+        return
+
+    def remember(*_: Any) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def collect(
+    futures: dict[Future[Outcome], Job], on_outcome: OnOutcome, on_tick: OnTick, is_interrupted: Callable[[], bool]
+) -> list[Job]:
+    """Hand on outcomes as they come.
+
+    Args:
+        futures: the running jobs.
+        on_outcome: see `run_on_pool`.
+        on_tick: likewise.
+        is_interrupted: whether Ctrl-C was pressed, see `remembered_interrupts`; asked a few times a second.
+
+    Returns:
+        The jobs that must run again because the pool broke.
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C was pressed.
+    """
     pending = set(futures)
     lost: list[Job] = []
     while pending:
         done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         on_tick(cells_done(futures[future] for future in pending))
+        if is_interrupted():
+            raise KeyboardInterrupt
         for future in done:
             job = futures[future]
             try:
@@ -190,8 +229,6 @@ def cells_done(jobs: Iterable[Job]) -> dict[str, tuple[int, int]]:
 
 def _set_up_worker(tokens: Any) -> None:
     """In a new worker: take a GPU, leave Ctrl-C to the parent, and end when the parent is gone."""
-    import signal
-
     gpu = tokens.get()
     if gpu >= 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)

@@ -1,0 +1,213 @@
+r"""UGS: graph lottery tickets by iterative pruning of trained masks, the baseline of TEDDY.
+
+Chen et al., *A Unified Lottery Ticket Hypothesis for Graph Neural Networks* (ICML 2021).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from glocal.graphs.node_tasks import NodeTask
+from glocal.graphs.sparse import compressed_rows
+from glocal.graphs.teddy import l0_mask, n_removed
+from glocal.graphs.teddy_networks import TicketNetwork
+
+NOISE = 1e-5
+
+
+class MaskedProduct(torch.autograd.Function):
+    r"""$(v, X) \mapsto M(v) X$ for a symmetric sparse $M$ with fixed places, differentiable in both arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, starts: Tensor, columns: Tensor, rows: Tensor, values: Tensor, x: Tensor) -> Tensor:
+        matrix = torch.sparse_csr_tensor(starts, columns, values, (len(x), len(x)), check_invariants=False)
+        ctx.save_for_backward(rows, columns, x)
+        ctx.matrix = matrix
+        product: Tensor = matrix @ x
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+        rows, columns, x = ctx.saved_tensors
+        along_edges = (gradient.index_select(0, rows) * x.index_select(0, columns)).sum(1)
+        return None, None, None, along_edges, ctx.matrix @ gradient
+
+
+class SoftGraph:
+    r"""A graph whose undirected edges carry weights $m_{ij}$; normalised afterwards, so degrees follow the weights.
+
+    Args:
+        net: `"gcn"` for $\tilde D^{-1/2} (A_m + I) \tilde D^{-1/2}$ with $\tilde D_{ii} = 1 + \sum_j m_{ij}$, `"gin"`
+            for $A_m$.
+        pairs: undirected edges.
+        n_nodes: number of nodes.
+    """
+
+    def __init__(self, net: str, pairs: Int[Tensor, "2 m"], n_nodes: int) -> None:
+        self.net, self.pairs, self.n_nodes = net, pairs, n_nodes
+        loops = torch.arange(n_nodes if net == "gcn" else 0, device=pairs.device).expand(2, -1)
+        rows, columns = torch.cat([pairs, pairs.flip(0), loops], dim=1)
+        numbers = torch.arange(len(rows), device=pairs.device, dtype=torch.float64)
+        pattern = compressed_rows(rows, columns, numbers, (n_nodes, n_nodes))
+        self.order, self.starts = pattern.values().long(), pattern.crow_indices()
+        self.rows, self.columns = rows[self.order], pattern.col_indices()
+
+    def values(self, mask: Float[Tensor, " m"]) -> Float[Tensor, " e"]:
+        """Entries of the matrix for edge weights `mask`, in the order of `rows` and `columns`."""
+        if self.net == "gin":
+            return torch.cat([mask, mask])[self.order]
+        ends = self.pairs.flatten()
+        degrees = torch.ones(self.n_nodes, device=mask.device).index_add(0, ends, torch.cat([mask, mask]))
+        scale = degrees.clamp_min(1e-6).rsqrt()
+        weights = mask * scale[self.pairs[0]] * scale[self.pairs[1]]
+        return torch.cat([weights, weights, scale.square()])[self.order]
+
+    def multiply(self, values: Float[Tensor, " e"], h: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """The matrix with the given entries times `h`."""
+        product: Tensor = MaskedProduct.apply(self.starts, self.columns, self.rows, values, h)
+        return product
+
+
+def masked_logits(
+    network: TicketNetwork,
+    graph: SoftGraph,
+    x: Float[Tensor, "n f"],
+    edge_mask: Float[Tensor, " m"],
+    weight_masks: Sequence[Float[Tensor, "1 _ _"]],
+) -> Float[Tensor, "n k"]:
+    """Outputs of a network (one copy) whose edges and weights are multiplied by masks; differentiable in all."""
+    w = [(weight * mask)[0] for weight, mask in zip(network.weights, weight_masks, strict=True)]
+    values = graph.values(edge_mask)
+    first = x @ w[0]
+    if network.net == "gcn":
+        hidden = network.dropped(graph.multiply(values, first).relu()[None])[0]
+        return graph.multiply(values, hidden @ w[1])
+    hidden = ((1 + network.epsilons[0][0]) * first + graph.multiply(values, first)).relu()
+    second = hidden @ w[1]
+    second = ((1 + network.epsilons[1][0]) * second + graph.multiply(values, second)).relu()
+    return 0.5 * (hidden @ w[2] + second)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a round of iterative pruning left.
+
+    Args:
+        pairs: remaining undirected edges.
+        weight_masks: 0/1 masks of the weight matrices.
+        seconds: CPU seconds of the round's mask training and pruning.
+    """
+
+    pairs: Int[Tensor, "2 m"]
+    weight_masks: tuple[Float[Tensor, "1 _ _"], ...]
+    seconds: float
+
+
+def train_masks(
+    network: TicketNetwork,
+    task: NodeTask,
+    pairs: Int[Tensor, "2 m"],
+    fixed: Sequence[Float[Tensor, "1 _ _"]],
+    *,
+    edge_penalty: float,
+    weight_penalty: float,
+    generator: torch.Generator,
+    lr: float = 0.01,
+    weight_decay: float = 5e-4,
+    epochs: int = 200,
+    eval_every: int = 1,
+) -> tuple[Float[Tensor, " m"], list[Float[Tensor, "1 _ _"]]]:
+    r"""Masks at the epoch of best validation accuracy (the first), trained jointly with the weights.
+
+    Minimises cross-entropy $+ \lambda_A \lVert m_A \rVert_1 + \lambda_W \lVert m_W \rVert_1$.
+
+    Args:
+        network: one copy, at its initial weights; it is trained along.
+        task: features, labels and split.
+        pairs: undirected edges that are left, one mask entry each.
+        fixed: 0/1 masks of the weights that are left.
+        edge_penalty: $\lambda_A$.
+        weight_penalty: $\lambda_W$.
+        generator: source of the noise around one that masks start from.
+        lr: learning rate of weights and masks.
+        weight_decay: Adam's $L_2$ penalty on weights and masks, as in the official code.
+        epochs: training steps.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+
+    Source: Chen et al. 2021, algorithm 1; noise and choice of the epoch as in TEDDY's repository.
+    """
+
+    def noisy_ones(shape: torch.Size | tuple[int, ...]) -> nn.Parameter:
+        return nn.Parameter(1 + NOISE * torch.randn(shape, generator=generator, device=generator.device))
+
+    edge_mask, masks = noisy_ones((pairs.shape[1],)), [noisy_ones(weight.shape) for weight in network.weights]
+    graph = SoftGraph(network.net, pairs, task.n_nodes)
+    optimizer = torch.optim.Adam(
+        [*network.parameters(), edge_mask, *masks], lr=lr, weight_decay=weight_decay, fused=True
+    )
+    best_val, best = -1.0, [edge_mask.detach().clone(), *(mask.detach().clone() for mask in masks)]
+    for epoch in range(1, epochs + 1):
+        network.train()
+        optimizer.zero_grad()
+        logits = masked_logits(network, graph, task.x, edge_mask, [m * f for m, f in zip(masks, fixed, strict=True)])
+        loss = F.cross_entropy(logits[task.train], task.y[task.train])
+        penalty = edge_penalty * edge_mask.abs().sum() + weight_penalty * sum(mask.abs().sum() for mask in masks)
+        (loss + penalty).backward()
+        optimizer.step()
+        if epoch % eval_every and epoch < epochs:
+            continue
+        network.eval()
+        with torch.no_grad():
+            held = [m * f for m, f in zip(masks, fixed, strict=True)]
+            logits = masked_logits(network, graph, task.x, edge_mask, held)
+            val = float((logits[task.val].argmax(-1) == task.y[task.val]).double().mean())
+        if val > best_val:
+            best_val, best = val, [edge_mask.detach().clone(), *(mask.detach().clone() for mask in masks)]
+    return best[0], best[1:]
+
+
+def ugs_tickets(
+    rewound: Callable[[], TicketNetwork],
+    task: NodeTask,
+    pairs: Int[Tensor, "2 m"],
+    edge_levels: Sequence[float],
+    weight_levels: Sequence[float],
+    *,
+    generator: torch.Generator,
+    **training: Any,
+) -> list[Ticket]:
+    r"""Iterative pruning: train masks, remove the smallest, rewind the weights, and again; one ticket per round.
+
+    Args:
+        rewound: makes a network at the initial weights, the same in every call.
+        task: features, labels and split.
+        pairs: undirected edges of the full graph.
+        edge_levels: share of all edges that is gone after each round.
+        weight_levels: share of all weights that is gone after each round.
+        generator: source of the masks' noise.
+        training: see `train_masks`.
+
+    Source: Chen et al. 2021, algorithm 2. Retraining a ticket from the rewound weights is up to the caller.
+    """
+    fixed = [torch.ones_like(weight) for weight in rewound().weights]
+    n_edges, left, tickets = pairs.shape[1], pairs, []
+    for edge_level, weight_level in zip(edge_levels, weight_levels, strict=True):
+        start = time.process_time()
+        edge_mask, masks = train_masks(rewound(), task, left, fixed, generator=generator, **training)
+        surplus = n_removed(n_edges, edge_level) - (n_edges - left.shape[1])
+        left = left[:, edge_mask.abs().argsort(stable=True)[surplus:].sort().values]
+        # a weight that is gone has magnitude zero and stays among the smallest
+        magnitudes = torch.cat([(m * f).abs().flatten(1) for m, f in zip(masks, fixed, strict=True)], dim=1)
+        survives = l0_mask(magnitudes, magnitudes.new_tensor([weight_level]))
+        sizes = [mask.numel() for mask in masks]
+        fixed = [part.view_as(mask) for part, mask in zip(survives.split(sizes, dim=1), masks, strict=True)]
+        tickets.append(Ticket(left, tuple(fixed), time.process_time() - start))
+    return tickets
