@@ -92,13 +92,17 @@ def is_stale(chapter: Executable) -> bool:
     return stored_hash(chapter) != source_hash(chapter)
 
 
-def verdict_of(notebook: NotebookNode) -> dict[str, Any] | None:
-    """The verdict that an executed notebook carries; None if it has none."""
+def outputs_of(notebook: NotebookNode, mime: str) -> Iterator[dict[str, Any]]:
+    """The JSON outputs of an executed notebook with the given MIME type, from top to bottom."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}):
-                return dict(output["data"][MIME])
-    return None
+            if mime in output.get("data", {}):
+                yield dict(output["data"][mime])
+
+
+def verdict_of(notebook: NotebookNode) -> dict[str, Any] | None:
+    """The verdict that an executed notebook carries; None if it has none."""
+    return next(outputs_of(notebook, MIME), None)
 
 
 def stored_verdict(chapter: Chapter) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glocal.book.catalogue import Chapter, papers, part_titles
-from glocal.book.notebooks import read_executed, stored_verdict, summary_of
+from glocal.book.notebooks import outputs_of, read_executed, stored_verdict, summary_of
 from glocal.book.scoreboard import STATUSES
 from glocal.book.shared import MIME as SHARED_MIME
 from glocal.book.shared import shared_table
@@ -136,11 +136,8 @@ def shared_tables(chapters: Iterable[Chapter]) -> str:
     for chapter in chapters:
         notebook = read_executed(chapter.notebook)
         link = f'<a href="../chapters/{chapter.part}/{chapter.slug}.html">{html.escape(summary_of(notebook)[0])}</a>'
-        for cell in notebook.cells:
-            for output in cell.get("outputs", []):
-                if SHARED_MIME in output.get("data", {}):
-                    shared = dict(output["data"][SHARED_MIME])
-                    tasks.setdefault(shared["task"], []).append((link, shared))
+        for shared in outputs_of(notebook, SHARED_MIME):
+            tasks.setdefault(shared["task"], []).append((link, shared))
     return "\n\n".join(f'<div class="glocal-scroll">{shared_table(rows)}</div>' for rows in tasks.values())
 
 

@@ -199,15 +199,18 @@ def run_on_cluster(
     executor.update_parameters(**(resources or {}))
     submitted = [(executor.submit(run_job, job), job) for job in jobs]
     try:
-        while submitted:
-            on_tick(cells_done(job for _, job in submitted))
-            for handle, job in [pair for pair in submitted if pair[0].done()]:
-                submitted.remove((handle, job))
-                try:
-                    on_outcome(handle.result())
-                except Exception as failure:  # killed, out of time or memory: the scheduler's words
-                    on_outcome(Outcome(job.slug, "failed", "", error=f"{type(failure).__name__}: {failure}"))
-            time.sleep(POLL_SECONDS)
+        with remembered_interrupts() as is_interrupted:
+            while submitted:
+                on_tick(cells_done(job for _, job in submitted))
+                if is_interrupted():
+                    raise KeyboardInterrupt
+                for handle, job in [pair for pair in submitted if pair[0].done()]:
+                    submitted.remove((handle, job))
+                    try:
+                        on_outcome(handle.result())
+                    except Exception as failure:  # killed, out of time or memory: the scheduler's words
+                        on_outcome(Outcome(job.slug, "failed", "", error=f"{type(failure).__name__}: {failure}"))
+                time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         for handle, _ in submitted:
             handle.cancel()
