@@ -14,7 +14,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test chapter serve clean lint types unit chapters-check rehearse strict-book
+.PHONY: help setup book test chapter bench serve clean lint types unit chapters-check rehearse strict-book
 
 help:  ## list the commands
 	@echo "glocal: sixty-six papers you can run"
@@ -61,6 +61,10 @@ strict-book: $(READY)  ## a build of the book with warnings as errors
 chapter: $(READY)  ## run one chapter at small scale: make chapter SLUG=ultragcn
 	@test -n "$(SLUG)" || { echo "name a chapter: make chapter SLUG=ultragcn (glocal list shows them)"; exit 2; }
 	$(BIN)/glocal run $(SLUG)
+
+bench: $(READY)  ## benchmarks of the shared training code (not part of test)
+	$(BIN)/pytest -o python_files='bench_*.py' -o python_functions='bench_*' --jaxtyping-packages= \
+	  --benchmark-columns=median,iqr tests/benchmarks
 
 serve: $(READY)  ## serve the rendered book on localhost
 	@test -f _build/$(EDITION)/_build/html/index.html || $(MAKE) book
