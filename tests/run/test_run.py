@@ -150,7 +150,7 @@ def test_rehearsal_takes_the_full_scale_file_and_the_cpu(project):
     [
         (["nope"], "there is no chapter 'nope'"),
         (["dkn"], "did you mean 'dkm'"),
-        (["lagnn"], "planned but not written yet"),
+        (["fedld"], "planned but not written yet"),
         ([], "name at least one chapter"),
         (["dkm", "-p", "sede=1"], "did you mean 'seed'"),
         (["dkm", "-p", "seed=x"], "must be int"),
