@@ -285,3 +285,18 @@ def test_candidates_and_naive_bayes_on_separable_counts() -> None:
     assert sdl_evaluation.tuned(found, folds, [1.0])[0].accuracy > 0.97
     assert sdl_evaluation.naive_bayes(folds, [0.1, 1.0]).auc > 0.99
     assert 0 < found[0].reconstruction < 0.5
+
+
+def test_projected_gradient_does_not_point_out_of_the_unit_ball() -> None:
+    data = problem()
+    inner = sdl_bcd.random_factors(data, 3, generator=torch_generator(0, "i"))
+    edge = sdl.Factors(inner.w / inner.w.norm(), 0.1 * inner.h, inner.beta, inner.gamma)
+    free = sdl_bcd.Settings(0.5, is_nonnegative=False)
+    step = -sdl_bcd.gradient_w(data, edge, "filter", 0.5)
+    outward = float((step * edge.w).sum())
+    assert outward > 0.1
+    within = sdl.Factors((1 - 1e-6) * edge.w, edge.h, edge.beta, edge.gamma)
+    gap = sdl_bcd.projected_gradient_norm(data, within, "filter", free) - sdl_bcd.projected_gradient_norm(
+        data, edge, "filter", free
+    )
+    assert gap == pytest.approx(outward**2, rel=1e-3)
