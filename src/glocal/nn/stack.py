@@ -9,7 +9,7 @@ s networks, n examples, k outputs.
 """
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import torch
 from jaxtyping import Float
@@ -103,7 +103,9 @@ class NetworkStack:
 
     def select(self, index: Sequence[int]) -> "NetworkStack":
         """A new stack of copies of the networks at `index`; an index may repeat."""
-        return NetworkStack([self.single(position) for position in index])
+        stack = copy(self)
+        stack.weights = {name: w.detach()[list(index)].requires_grad_() for name, w in self.weights.items()}
+        return stack
 
     def single(self, index: int) -> nn.Module:
         """A copy of one network as an ordinary module."""

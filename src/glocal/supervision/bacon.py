@@ -1,7 +1,7 @@
 r"""BaCon (Bai et al., NeurIPS 2023, arXiv:2310.01376): losses and prior estimate for long-tailed category discovery.
 
 Classes are numbered so that $0, \dots, K - 1$ are known and $K, \dots, C - 1$ novel; the label -1 means unlabelled. All
-losses take leading axes *s, one entry for each of several networks trained side by side, and return one value each.
+losses take leading axes `s`, one entry for each of several networks trained side by side, and return one value each.
 
 b images per batch in two views, k classes, d features, n training images.
 """
