@@ -15,7 +15,6 @@ from glocal.graphs.forwardgnn import (
     copy_losses,
     sf_logits,
     train_forward,
-    tuned,
     virtual_edges,
 )
 from glocal.graphs.forwardgnn_baselines import StackedEncoder, label_propagation, one_hot, train_backprop
@@ -25,6 +24,7 @@ from glocal.graphs.forwardgnn_contrast import (
     candidate_assignments,
     ff_loss,
     goodness,
+    positive_outputs,
     train_contrast,
     training_assignments,
     virtual_inputs,
@@ -32,9 +32,9 @@ from glocal.graphs.forwardgnn_contrast import (
 from glocal.graphs.forwardgnn_layers import (
     KINDS,
     make_layer,
-    row_normalized,
     stacked_graph,
     train_copies,
+    unit_rows,
 )
 from glocal.graphs.forwardgnn_links import (
     auc,
@@ -126,7 +126,7 @@ def test_stacked_encoder_has_pyg_gradients(kind):
 def test_rows_have_length_one_and_zero_rows_stay():
     x = torch.randn(5, 4, generator=generator("rows"))
     x[2] = 0
-    lengths = row_normalized(x).norm(dim=1)
+    lengths = unit_rows(x).norm(dim=1)
     assert lengths.sub(torch.tensor([1.0, 1, 0, 1, 1])).abs().max() < 1e-6
 
 
@@ -152,7 +152,7 @@ def test_gradient_flows_through_virtual_embeddings():
     graph, x = augmented_graph(runs), augmented_features(runs, generator=generator("virtual"))
     layer = make_layer("gcn", 1, 6, 4, generator=generator("layer"))
     rows = torch.cat([runs.train, torch.arange(N, N + K)[None]], dim=1)
-    prepared = layer.prepare(graph, row_normalized(x), rows).double()
+    prepared = layer.prepare(graph, unit_rows(x), rows).double()
     targets = runs.y[runs.train]
 
     def local_loss(weight, bias):
@@ -231,7 +231,7 @@ def test_accumulated_probabilities_sum_to_the_depth():
 
 def test_side_by_side_equals_alone():
     runs = toy_runs()
-    graph, x = augmented_graph(runs), row_normalized(augmented_features(runs, generator=generator("two")))
+    graph, x = augmented_graph(runs), unit_rows(augmented_features(runs, generator=generator("two")))
     stack = make_layer("gcn", 2, 6, 4, generator=generator("stack"))
     alone = [make_layer("gcn", 1, 6, 4, generator=generator("alone")) for _ in range(2)]
     for copy, layer in enumerate(alone):
@@ -333,9 +333,34 @@ def test_goodness_prediction_by_hand():
     known = torch.cat([runs.train, runs.val], dim=1)
     graph, x = appended_inputs(runs, candidate_assignments(runs, runs.test, known))
     layer = fit.layers[0]
-    z = layer(layer.prepare(graph, row_normalized(x))).relu().view(1, K, N, 8)
+    z = layer(layer.prepare(graph, unit_rows(x))).relu().view(1, K, N, 8)
     expected = z.square().mean(-1).sub(0.5)[0].T
     assert (fit.scores[0, 0, runs.test[0]] - expected[runs.test[0]]).abs().max() < 1e-5
+
+
+def test_wrong_graphs_of_virtual_nodes_read_the_right_outputs():
+    state = torch.arange(12.0).view(1, 6, 2)
+    assert positive_outputs(state, 3).equal(state[:, :2].repeat(1, 3, 1))
+    runs, name, size = toy_runs(1), "vn", N + K
+    options = TINY | {"epochs": 1, "val_every": 1}
+    fit = train_contrast(runs, variant="virtual", n_layers=2, generator=generator(name), **options)
+    again = generator(name)  # the same draws: virtual features, labels, first and second weights
+    virtual = torch.randn(1, K, 6, generator=again)
+    graph, x = virtual_inputs(runs, training_assignments(runs, generator=again), virtual)
+    make_layer("gcn", 1, 6, 8, generator=again)
+    second = make_layer("gcn", 1, 8, 8, generator=again)
+    first = fit.layers[0]
+    z = first(first.prepare(graph, unit_rows(x))).relu()
+    right = z[:, :size].repeat(1, K, 1)
+
+    def losses():
+        h = second(second.prepare(graph, unit_rows(right), branch_rows(runs.train, K, size))).relu()
+        gamma = goodness(h).view(1, K, -1)
+        return ff_loss(gamma[:, 0], gamma[:, 1:])
+
+    nothing = torch.zeros(1, dtype=torch.float64)
+    train_copies(list(second.parameters()), losses, lambda: nothing, lr=TINY["lr"], epochs=1, val_every=1)
+    assert (second.weight - fit.layers[1].weight).abs().max() < 1e-6
 
 
 def topdown(runs: Runs, signal: str, n_layers: int) -> TopDown:
@@ -353,7 +378,7 @@ def topdown(runs: Runs, signal: str, n_layers: int) -> TopDown:
 
 
 def test_the_order_and_the_labels_of_top_down_states():
-    assert update_order(3) == ((2,), (1, 3))
+    assert update_order(3) == ((1, 3), (2,))
     assert update_order(4, is_alternating=False) == ((1, 2, 3, 4),)
     runs = toy_runs()
     labels = label_states(runs)
@@ -368,14 +393,14 @@ def test_top_to_input_reads_both_neighbours():
     assert [state.shape[-1] for state in states] == [6, 4, 4, 4, 3]
     x = layer_input(states, 3)
     assert x.shape[-1] == 4 + 3
-    assert x[..., 4:].equal(row_normalized(model.top))
+    assert x[..., 4:].equal(unit_rows(model.top))
     new, _ = model.step(states)
+    for j in (1, 3):  # the outer layers come first ...
+        outer = model.layers[j - 1]
+        assert outer(outer.prepare(model.graph, layer_input(states, j))).relu().equal(new[j])
+    fresh = [new[0], new[1], states[2], new[3], states[4]]
     middle = model.layers[1]
-    z = middle(middle.prepare(model.graph, layer_input(states, 2))).relu()
-    assert z.equal(new[2])  # the even layer comes first ...
-    fresh = [new[0], states[1], new[2], states[3], states[4]]
-    outer = model.layers[0]
-    assert outer(outer.prepare(model.graph, layer_input(fresh, 1))).relu().equal(new[1])  # ... and odd ones see it
+    assert middle(middle.prepare(model.graph, layer_input(fresh, 2))).relu().equal(new[2])  # ... seen by the middle
     assert not any(state.requires_grad for state in new)
 
 
@@ -389,9 +414,22 @@ def test_top_to_loss_averages_what_is_above():
     lower = model.layers[0]
     own = lower(lower.prepare(model.graph, states[0])).relu()
     assert embeddings[0].equal((own + states[2]) / 2)
-    assert new[1].equal(row_normalized(own.detach()))
+    assert new[1].equal(unit_rows(own.detach()))
     embeddings[0].sum().backward()
     assert model.layers[1].weight.grad is None  # nothing crosses a layer
+
+
+@pytest.mark.parametrize("signal", ["input", "loss"])
+def test_predictions_of_top_down_learners_by_hand(signal):
+    model = topdown(toy_runs(), signal, 3)
+    states, steps = model.initial_states(), []
+    for _ in range(5):
+        states, embeddings = model.step(states)
+        steps.append(torch.stack([model.logits(z).softmax(-1) for z in embeddings]))
+    expected = torch.stack(steps[2:]).mean(0).cumsum(0)  # the first two do not count
+    assert (model.scores(5) - expected).abs().max() < 1e-6
+    if signal == "loss":  # a fixed point from the start
+        assert (steps[0] - steps[4]).abs().max() < 1e-6
 
 
 def test_top_to_loss_with_one_layer_is_sf():
@@ -400,7 +438,7 @@ def test_top_to_loss_with_one_layer_is_sf():
     _, (z,) = model.step(model.initial_states())
     layer = model.layers[0]
     rows = torch.cat([runs.train, torch.arange(N, N + K).expand(2, -1)], dim=1)
-    local = layer(layer.prepare(model.graph, row_normalized(model.bottom), rows)).relu()
+    local = layer(layer.prepare(model.graph, unit_rows(model.bottom), rows)).relu()
     targets = runs.y[runs.train]
     expected = copy_losses(sf_logits(local[:, :-K], local[:, -K:]), targets)
     assert (copy_losses(model.logits(z, runs.train), targets) - expected).abs().max() < 1e-6
@@ -435,17 +473,9 @@ def test_perceptron_ignores_the_graph_and_labels_propagate():
     assert label_propagation(blind).equal(label_propagation(runs))
 
 
-def test_choices_are_made_on_validation_nodes():
-    runs = toy_runs()
-    fits = [train_forward(runs, n_layers=2, generator=generator("lr"), **(TINY | {"lr": lr})) for lr in (1e-4, 0.05)]
-    val, test = tuned(fits)
-    for depth in range(2):
-        for copy in range(2):
-            chosen = 0 if fits[0].val[depth, copy] >= fits[1].val[depth, copy] else 1
-            assert test[depth, copy] == fits[chosen].test[depth, copy]
-    scores = torch.tensor([[0.5, 0.9], [0.7, 0.9]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-    assert best_depth(*scores).tolist() == pytest.approx([0.3, 0.2])
-    assert val.shape == (2, 2)
+def test_depth_is_chosen_on_validation_nodes():
+    val, test = torch.tensor([[0.5, 0.9], [0.7, 0.9]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert best_depth(val, test).tolist() == pytest.approx([0.3, 0.2])
 
 
 def test_link_splits_and_scores():
@@ -503,8 +533,9 @@ def test_saved_bytes_count_each_storage_once():
 def test_only_back_propagation_stores_more_with_depth(kind):
     runs = toy_runs(1)
     options = {"kind": kind, "n_hidden": 8, "generator": generator("bytes")}
-    local = [forward_bytes(runs, depth, **options) for depth in (1, 2, 3, 6)]
-    assert 0 < local[0] <= local[1] == local[2] == local[3]  # the first layer's input exists anyway
+    wide = Runs(F.pad(runs.x, (0, 2)), runs.edge_index, runs.y, runs.train, runs.val, runs.test, K)  # as wide as layers
+    local = [forward_bytes(wide, depth, **options) for depth in (1, 2, 3, 6)]
+    assert 0 < local[0] == local[1] == local[2] == local[3]
     whole = [backprop_bytes(runs, depth, **options) for depth in (2, 4, 6)]
     assert whole[2] - whole[1] == whole[1] - whole[0] > 0
 

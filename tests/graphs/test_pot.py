@@ -111,6 +111,36 @@ def test_no_admissible_deletion_violates_the_bounds_exhaustively(graph, slope):
 
 
 @pytest.mark.parametrize("slope", SLOPES)
+def test_every_connected_graph_of_up_to_five_nodes_every_view_and_every_other_view(slope):
+    """All 30 graphs, all admissible views, w from every admissible view, three drop rates."""
+    tested = gap_is_open = 0
+    for index, drawn in enumerate(g for g in nx.graph_atlas_g() if 2 <= len(g) <= 5 and nx.is_connected(g)):
+        graph, rate = pattern_of(drawn), (0.3, 0.5, 0.8)[index % 3]
+        views = admissible(graph, rate)
+        runs, n = len(views), graph.n_nodes
+        encoder = random_encoder(index, slope, f=3, h=4, d=2)
+        encoder = replace(encoder, **{k: v.expand(runs, -1, -1) for k, v in vars(encoder).items()})
+        messages = encoder.messages(features(n, index, f=3))
+        operator = graph.operator(graph.normalized(views))
+        z = pot.encode(encoder, messages, operator).embeddings
+        bounds = entry_bounds(graph, rate, DOUBLE)
+        layers = pot.relaxations(encoder, messages, pot.entry_range(graph, bounds, runs), clean=operator)
+        for other in range(0, runs, max(1, runs // 12)):
+            w = pot.contrast_weights(z)[other].expand(runs, -1, -1)
+            margin, f = (z * w).sum(-1), pot.compactness_bound(encoder, messages, operator, layers, w)
+            one = [type(layer)(layer.alpha[:1], layer.offset[:1]) for layer in layers]
+            single = pot.Encoder(*(v[:1] for v in vars(encoder).values()))
+            lowest = pot.certified_minimum(single, messages[:1], graph, bounds, tuple(one), w[:1])
+            assert (margin - f).min() >= -1e-10
+            assert (f - lowest).min() >= -1e-10
+            tested += margin.numel()
+            gap_is_open += int((margin - f > 1e-3).sum())
+    assert index == 29
+    assert tested > 2000
+    assert gap_is_open > tested / 4
+
+
+@pytest.mark.parametrize("slope", SLOPES)
 def test_check_1_random_deletions_on_twelve_nodes(slope):
     graph, rate = random_graph(12, 24), 0.4
     encoder, x = random_encoder(3, slope), features(12)
@@ -197,6 +227,36 @@ def test_check_6_relaxation_encloses_the_activation(slope):
     assert (value - line.alpha * p).min() >= -1e-12
     assert (upper - value).min() >= -1e-12
     assert (upper - value)[:, [0, -1]].abs().max() < 1e-12
+
+
+def test_relaxation_has_the_gradient_of_its_formula_and_none_where_the_sign_is_known():
+    ends = torch.tensor([[-2.0, 1.5], [-0.1, 3.0], [-3.0, -1.0], [0.5, 2.0]]).double()
+    low, high = (ends[:, k].view(1, 1, -1).requires_grad_() for k in range(2))
+    slopes = torch.full((1, 1, 1), 0.25, dtype=DOUBLE)
+    both = lambda a, b: tuple(vars(pot.relax(a, b, slopes)).values())  # noqa: E731
+    assert torch.autograd.gradcheck(both, (low, high))
+    gradients = torch.autograd.grad(sum(part.sum() for part in both(low, high)), (low, high))
+    assert all(g[..., 2:].abs().max() == 0 and g[..., :2].abs().min() > 0 for g in gradients)
+    point = torch.zeros(1, 1, 1, requires_grad=True)  # what a node without words has before the first step
+    line = pot.relax(point, point, torch.zeros(1, 1, 1))
+    (gradient,) = torch.autograd.grad(line.alpha.sum() + line.offset.sum(), point)
+    assert bool(torch.isfinite(torch.cat([line.alpha, line.offset, gradient])).all())
+
+
+def test_interval_product_reaches_its_ends_and_holds_inside():
+    graph = random_graph(8, 14)
+    low_entry, high_entry = entry_bounds(graph, 0.5, DOUBLE)
+    g = torch_generator(0, "interval")
+    low = torch.randn(1, 8, 3, generator=g, dtype=DOUBLE)
+    high = low + torch.rand(1, 8, 3, generator=g, dtype=DOUBLE)
+    least, most = pot.entry_range(graph, torch.stack([low_entry, high_entry]), 1).bounds(low, high)
+    products = []
+    for entries, m in itertools.product((low_entry, high_entry), (low, high)):
+        dense = torch.zeros(8, 8, dtype=DOUBLE).index_put((graph.rows, graph.columns), entries)
+        products.append(dense[:, :, None] * m[0])  # i, j, c
+    stacked = torch.stack(products)
+    assert (most[0] - stacked.amax(0).sum(1)).abs().max() < 1e-12
+    assert (least[0] - stacked.amin(0).sum(1)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("variant", pot.VARIANTS)
@@ -358,6 +418,14 @@ def test_probe_separates_what_is_separable():
         (lambda: Settings(pot_weight=1.5), "pot_weight must be in"),
         (lambda: budgets(torch.tensor([1]), 2.0), "rate must be in"),
         (lambda: pattern(torch.tensor([[0], [1]]), 2), "both directions"),
+        (
+            lambda: pot.entry_range(random_graph(4, 3), torch.ones(2, 10), 1),
+            "lower bounds of entries outside the diagonal must be 0",
+        ),
+        (
+            lambda: setting(random_graph(4, 3), random_encoder(0), features(4), 0.5, "crown"),
+            "variant must be one of",
+        ),
         (lambda: pattern(torch.tensor([[0], [0]]), 2), "without loops"),
         (lambda: ContrastiveNetwork(1, 2, 2, 2, activation="elu", generator=torch_generator(0)), "activation must be"),
     ],

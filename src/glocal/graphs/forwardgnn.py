@@ -18,9 +18,9 @@ from glocal.graphs.forwardgnn_layers import (
     Prepared,
     StackedGraph,
     make_layer,
-    row_normalized,
     stacked_graph,
     train_copies,
+    unit_rows,
 )
 
 DIRECTIONS = ("both", "to_virtual", "to_real")
@@ -211,7 +211,7 @@ def train_forward(
     for _ in range(n_layers):
         layer = make_layer(kind, runs.copies, state.shape[2], n_hidden, n_heads=n_heads, generator=generator)
         head = None if is_virtual else LinearReadout(runs.copies, n_hidden, k, generator=generator)
-        inputs = row_normalized(state)  # without a graph behind it: this is what "local" means
+        inputs = unit_rows(state)  # without a graph behind it: this is what "local" means
         train_rows, val_rows = (
             torch.cat([rows, anchors], 1) if is_virtual else rows for rows in (runs.train, runs.val)
         )
@@ -248,17 +248,6 @@ def _finished(
     val, test = runs.accuracy(scores, runs.val), runs.accuracy(scores, runs.test)
     seconds = time.process_time() - start
     return LayerwiseFit(scores, val, test, seconds, tuple(states or ()), tuple(layers or ()), shares)
-
-
-def tuned(fits: list[LayerwiseFit]) -> tuple[Float[Tensor, "l b"], Float[Tensor, "l b"]]:
-    """Validation and test accuracy of the learning rate that is best on validation, per depth and run.
-
-    Args:
-        fits: the same runs under different learning rates; of equally good ones the first counts.
-    """
-    val = torch.stack([fit.val for fit in fits])
-    best, index = val.max(0)
-    return best, torch.stack([fit.test for fit in fits]).gather(0, index[None])[0]
 
 
 def best_depth(val: Float[Tensor, "l b"], test: Float[Tensor, "l b"]) -> Float[Tensor, " b"]:

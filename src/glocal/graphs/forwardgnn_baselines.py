@@ -14,9 +14,9 @@ from glocal.graphs.forwardgnn_layers import (
     Prepared,
     StackedGraph,
     make_layer,
-    row_normalized,
     stacked_graph,
     train_copies,
+    unit_rows,
 )
 
 GRAPHS = ("plain", "augmented", "none")
@@ -104,7 +104,7 @@ def train_backprop(
     else:
         kept = runs.edge_index if graph == "plain" else runs.edge_index[:, :0]
         edges, x = stacked_graph([kept] * runs.copies, runs.n_nodes), runs.x.expand(runs.copies, -1, -1)
-    x, targets = row_normalized(x), runs.y[runs.train]
+    x, targets = unit_rows(x), runs.y[runs.train]
     widths = [x.shape[2], *[n_hidden] * (n_layers - 1), runs.n_classes]
     network = StackedEncoder(kind, runs.copies, widths, n_heads=n_heads, generator=generator)
 

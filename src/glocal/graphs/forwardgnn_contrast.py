@@ -18,9 +18,9 @@ from glocal.graphs.forwardgnn_layers import (
     Prepared,
     StackedGraph,
     make_layer,
-    row_normalized,
     stacked_graph,
     train_copies,
+    unit_rows,
 )
 
 UNKNOWN = -1
@@ -97,6 +97,14 @@ def branch_rows(nodes: Int[Tensor, "b m"], n_branches: int, size: int) -> Int[Te
     return (nodes[:, None] + starts[:, None]).flatten(1)
 
 
+def positive_outputs(state: Float[Tensor, "b gn h"], n_branches: int) -> Float[Tensor, "b gn h"]:
+    """Outputs of the first branch in the place of all: FF-VN's wrong graphs differ from the right one by links alone.
+
+    Source: the official code; there FF-LA hands on the outputs of its wrong branches instead.
+    """
+    return state[:, : state.shape[1] // n_branches].repeat(1, n_branches, 1)
+
+
 def train_contrast(
     runs: Runs,
     *,
@@ -157,7 +165,7 @@ def train_contrast(
     scores, layers = [], []
     for _ in range(n_layers):
         layer = make_layer(kind, b, states[0].shape[2], n_hidden, n_heads=n_heads, generator=generator)
-        inputs = [row_normalized(state) for state in states]
+        inputs = [unit_rows(state) for state in states]
         prepared = layer.prepare(graphs[0], inputs[0], branch_rows(runs.train, n_branches, size))
         prepared_val = layer.prepare(graphs[1], inputs[1], asked[0])
 
@@ -180,6 +188,8 @@ def train_contrast(
             prepared_test = layer.prepare(graphs[2], inputs[2], asked[1])
             sums = [total + class_scores(part) for total, part in zip(sums, (prepared_val, prepared_test), strict=True)]
             states = [layer(layer.prepare(graph, x)).relu() for graph, x in zip(graphs, inputs, strict=True)]
+            if variant == "virtual":
+                states[0] = positive_outputs(states[0], n_branches)
         scores.append(_by_node(runs, sums))
         layers.append(layer)
     stacked = torch.stack(scores)

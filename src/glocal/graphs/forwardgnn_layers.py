@@ -62,7 +62,7 @@ def stacked_graph(graphs: Sequence[Int[Tensor, "2 _"]], n_nodes: int) -> Stacked
     return StackedGraph(torch.cat(shifted, dim=1), len(graphs), n_nodes)
 
 
-def row_normalized(x: Float[Tensor, "*rows f"]) -> Float[Tensor, "*rows f"]:
+def unit_rows(x: Float[Tensor, "*rows f"]) -> Float[Tensor, "*rows f"]:
     r"""$\nu(x) = x / (\lVert x \rVert_2 + 10^{-8})$: what a layer reads says nothing about the goodness below it.
 
     Rows of zeros stay. Source: the layer normalisation of the Forward-Forward algorithm, as in the official code.

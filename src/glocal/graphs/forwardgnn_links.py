@@ -20,9 +20,9 @@ from glocal.graphs.forwardgnn_layers import (
     Prepared,
     StackedGraph,
     make_layer,
-    row_normalized,
     stacked_graph,
     train_copies,
+    unit_rows,
 )
 from glocal.graphs.node_classification import seeded
 
@@ -189,7 +189,7 @@ def train_links(
     sums = [runs.x.new_zeros(pairs.shape[::2]) for pairs in (runs.val, runs.test)]
     for _ in range(n_layers):
         layer = make_layer(kind, b, state.shape[2], n_hidden, n_heads=n_heads, generator=generator)
-        prepared = layer.prepare(runs.graph, row_normalized(state))
+        prepared = layer.prepare(runs.graph, unit_rows(state))
 
         def logits(pairs: Tensor, layer: Layer = layer, prepared: Prepared = prepared) -> Tensor:
             return edge_logits(pair_products(layer(prepared).relu(), pairs), loss, threshold)
@@ -218,7 +218,7 @@ def train_links_backprop(
     start, b = time.process_time(), len(runs.train)
     widths = [runs.x.shape[1], *[n_hidden] * n_layers]
     network = StackedEncoder(kind, b, widths, n_heads=n_heads, generator=generator)
-    x = row_normalized(runs.x.expand(b, -1, -1))
+    x = unit_rows(runs.x.expand(b, -1, -1))
 
     first = network.prepare(runs.graph, x)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from glocal.graphs.forwardgnn import LayerwiseFit, Runs, augmented_features, augmented_graph, copy_losses, sf_logits
 from glocal.graphs.forwardgnn_baselines import one_hot
-from glocal.graphs.forwardgnn_layers import Layer, StackedGraph, make_layer, row_normalized, taken, train_copies
+from glocal.graphs.forwardgnn_layers import Layer, StackedGraph, make_layer, taken, train_copies, unit_rows
 
 SIGNALS = ("input", "loss")
+BURN_IN = 2  # time steps of a prediction that do not count
 States = list[Tensor]
 
 
@@ -30,7 +31,7 @@ def label_states(runs: Runs) -> Float[Tensor, "b nk k"]:
 
 def layer_input(states: Sequence[Tensor], j: int) -> Float[Tensor, "b n fg"]:
     r"""SF-Top2Input: layer $j$ reads $[\nu(s_{j-1}) \Vert \nu(s_{j+1})]$, both detached."""
-    return torch.cat([row_normalized(states[j - 1].detach()), row_normalized(states[j + 1].detach())], dim=2)
+    return torch.cat([unit_rows(states[j - 1].detach()), unit_rows(states[j + 1].detach())], dim=2)
 
 
 def blended(own: Float[Tensor, "b n h"], above: Sequence[Tensor]) -> Float[Tensor, "b n h"]:
@@ -39,9 +40,12 @@ def blended(own: Float[Tensor, "b n h"], above: Sequence[Tensor]) -> Float[Tenso
 
 
 def update_order(n_layers: int, is_alternating: bool = True) -> tuple[tuple[int, ...], ...]:
-    """Groups of layers (from 1) that are updated at once: even ones, then odd ones, or all together."""
+    """Groups of layers (from 1) that are updated at once: 1, 3, ..., then 2, 4, ..., or all together.
+
+    Source: the official code, which counts layers from zero and starts with the even ones.
+    """
     everyone = tuple(range(1, n_layers + 1))
-    return (everyone[1::2], everyone[::2]) if is_alternating and n_layers > 1 else (everyone,)
+    return (everyone[::2], everyone[1::2]) if is_alternating and n_layers > 1 else (everyone,)
 
 
 class TopDown:
@@ -55,7 +59,7 @@ class TopDown:
         n_hidden: width.
         n_heads: attention heads of GAT.
         temperature: $\\tau$.
-        is_alternating: whether even layers are updated before odd ones (SF-Top2Input).
+        is_alternating: whether layers 1, 3, ... are updated before layers 2, 4, ... (SF-Top2Input).
         generator: source of virtual features and weights.
     """
 
@@ -75,7 +79,7 @@ class TopDown:
         self.runs, self.signal, self.temperature = runs, signal, temperature
         self.graph: StackedGraph = augmented_graph(runs)
         features = augmented_features(runs, generator=generator)
-        self.bottom = features if signal == "input" else row_normalized(features)
+        self.bottom = features if signal == "input" else unit_rows(features)
         self.top = label_states(runs)
         self.order = update_order(n_layers, is_alternating)
         widths = [features.shape[2], *[n_hidden] * n_layers, runs.n_classes]
@@ -106,7 +110,7 @@ class TopDown:
         states.append(torch.zeros_like(self.top))
         for j in range(1, len(self.layers) + 1):
             z = self.outputs(states, j)
-            states[j] = z if self.signal == "input" else row_normalized(z)
+            states[j] = z if self.signal == "input" else unit_rows(z)
         states[-1] = self.top
         return states
 
@@ -119,17 +123,24 @@ class TopDown:
             for j in group:
                 z = self.outputs(read, j)
                 embeddings[j] = z if self.signal == "input" else blended(z, states[j + 1 : n_layers + 1])
-                new[j] = z.detach() if self.signal == "input" else row_normalized(z.detach())
+                new[j] = z.detach() if self.signal == "input" else unit_rows(z.detach())
         return new, [embeddings[j] for j in range(1, n_layers + 1)]
 
     @torch.no_grad()
     def scores(self, time_steps: int) -> Float[Tensor, "l b n k"]:
-        """Probabilities summed over layers after a bottom-up pass and `time_steps` steps with fixed weights."""
-        states = self.initial_states()
-        embeddings: list[Tensor] = []
-        for _ in range(max(time_steps, 1)):
+        """Probabilities summed over layers, with fixed weights: a mean over time steps after a bottom-up pass.
+
+        SF-Top2Input leaves the first two of the `time_steps` out, while signals still travel, as the official code
+        does. The states of SF-Top2Loss do not depend on what is above: the bottom-up pass is their fixed point, and
+        one step is enough.
+        """
+        states, kept = self.initial_states(), []
+        n_steps = max(time_steps, 1) if self.signal == "input" else 1
+        for step in range(n_steps):
             states, embeddings = self.step(states)
-        return torch.stack([self.logits(z).softmax(-1) for z in embeddings]).cumsum(0)
+            if step >= min(BURN_IN, n_steps - 1):
+                kept.append(torch.stack([self.logits(z).softmax(-1) for z in embeddings]))
+        return torch.stack(kept).mean(0).cumsum(0)
 
 
 def train_topdown(
@@ -159,8 +170,8 @@ def train_topdown(
         n_hidden: width.
         n_heads: attention heads of GAT.
         temperature: $\tau$.
-        is_alternating: whether even layers are updated before odd ones (SF-Top2Input).
-        test_time_steps: time steps of a prediction after its bottom-up pass.
+        is_alternating: whether layers 1, 3, ... are updated before layers 2, 4, ... (SF-Top2Input).
+        test_time_steps: time steps of a prediction of SF-Top2Input after its bottom-up pass.
         lr: learning rate of every layer's Adam.
         epochs: time steps of the training, one optimiser step per layer each.
         val_every: time steps between evaluations.

@@ -6,11 +6,13 @@ than to the others, whatever edges within a budget are deleted. All functions tr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from glocal.graphs.pot_views import Pattern, propagate
 from glocal.graphs.sparse import SparseOperator
@@ -33,7 +35,9 @@ class Encoder:
 
     def activation(self, p: Float[Tensor, "runs n c"]) -> Float[Tensor, "runs n c"]:
         r"""$\sigma(p)$."""
-        return p.clamp_min(0) + self.slope * p.clamp_max(0)
+        if self.slope.requires_grad or bool(self.slope.any()):
+            return p.relu() - self.slope * (-p).relu()
+        return p.relu()
 
     def messages(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "runs n h"]:
         r"""$M = X W^1$, the same for every view."""
@@ -70,32 +74,34 @@ def contrast_weights(embeddings: Float[Tensor, "runs n d"]) -> Float[Tensor, "ru
 
 @dataclass(frozen=True)
 class EntryRange:
-    r"""Midpoints $\frac{U + L}{2}$ and half widths $\frac{U - L}{2}$ of the entries of $\hat A$, as operators."""
+    r"""Upper bounds $U$ of the entries of $\hat A$, and lower bounds, which are zero outside the diagonal."""
 
-    middle: SparseOperator
-    half: SparseOperator
+    high: SparseOperator
+    low_loops: Float[Tensor, "n 1"]
 
     def bounds(
         self, low: Float[Tensor, "runs n c"], high: Float[Tensor, "runs n c"]
     ) -> tuple[Float[Tensor, "runs n c"], Float[Tensor, "runs n c"]]:
         r"""Bounds of $\hat A M$ for all $\hat A \in [L, U]$ with $L \ge 0$ and all $M$ between `low` and `high`.
 
-        For such an $\hat A$ the extremes are at the ends of $M$, and the largest $a m$ with $a \in [L, U]$ is
-        $\frac{U+L}{2} m + \frac{U-L}{2} |m|$.
+        With $m^\pm = \max(\pm m, 0)$, the largest $a m$ with $a \in [L, U]$ is $U m^+ - L m^-$, the smallest is
+        $L m^+ - U m^-$; $M$ is at an end. With `low = high = M` these are
+        $\frac{U+L}{2} M \pm \frac{U-L}{2} |M|$.
         """
-        if low is high:  # a constant: one product of each kind is enough
-            middle, half = propagate(self.middle, low), propagate(self.half, low.abs())
-            return middle - half, middle + half
-        return (
-            propagate(self.middle, low) - propagate(self.half, low.abs()),
-            propagate(self.middle, high) + propagate(self.half, high.abs()),
-        )
+        least = self.low_loops * low.relu() - propagate(self.high, (-low).relu())
+        return least, propagate(self.high, high.relu()) - self.low_loops * (-high).relu()
 
 
 def entry_range(graph: Pattern, bounds: Float[Tensor, "2 e"], runs: int) -> EntryRange:
-    """Operators of the entry bounds (see `entry_bounds`), computed once per drop rate."""
-    low, high = bounds.expand(runs, 2, -1).unbind(1)
-    return EntryRange(graph.operator((high + low) / 2), graph.operator((high - low) / 2))
+    """Operators of the entry bounds (see `entry_bounds`), computed once per drop rate.
+
+    Raises:
+        ValueError: if a lower bound outside the diagonal is not zero.
+    """
+    low, high = bounds
+    if bool((low * ~graph.is_loop).any()):
+        raise ValueError("lower bounds of entries outside the diagonal must be 0, since every edge may be deleted")
+    return EntryRange(graph.operator(high.expand(runs, -1)), low[graph.is_loop, None])
 
 
 @dataclass(frozen=True)
@@ -109,20 +115,41 @@ class Relaxation:
     offset: Float[Tensor, "runs n c"]
 
 
+class _Chord(torch.autograd.Function):
+    r"""$s = \frac{u^+}{u^+ + l^-}$ and $s\,l^-$ of intervals $[l, u]$, gradient written out to save memory."""
+
+    @staticmethod
+    def forward(ctx: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        above, below = high.clamp_min(0), low.clamp_max(0).neg_()
+        inverse = above.add(below).clamp_min_(1e-30).reciprocal_()
+        share = above.mul_(inverse)  # 1 if l >= 0, 0 if u <= 0
+        ctx.save_for_backward(below, share, inverse)
+        return share, share * below
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_share: Tensor, by_offset: Tensor) -> tuple[Tensor, Tensor]:
+        below, share, inverse = ctx.saved_tensors
+        rest, by_share = below * inverse, by_share * inverse  # 1 - s where the interval is not [0, 0]
+        by_high = (by_offset * rest).add_(by_share).mul_(rest).mul_(share > 0)
+        by_low = by_share.sub_(share * by_offset).mul_(share).mul_(below > 0)
+        return by_low, by_high
+
+
 def relax(
     low: Float[Tensor, "runs n c"], high: Float[Tensor, "runs n c"], slope: Float[Tensor, "runs 1 1"]
 ) -> Relaxation:
     r"""Relaxation of $\sigma$ on $[l, u]$: slope $\alpha = \frac{u - a l}{u - l}$ if $l < 0 < u$, else $\sigma$ itself.
 
-    $\gamma = \alpha \beta_U = \frac{(a - 1) u l}{u - l}$ is what the chord lies above its parallel through zero.
+    $\gamma = \alpha \beta_U = \frac{(a - 1) u l}{u - l}$ is what the chord lies above its parallel through zero. With
+    $u^+$ and $l^- = \max(-l, 0)$ in place of $u$ and $-l$ the formulas hold in all three cases.
 
     Source: the bound propagation of the paper; the relaxation is that of CROWN for slopes $a \in [0, 1]$.
     """
-    is_unstable = (low < 0) & (high > 0)
-    width = torch.where(is_unstable, high - low, 1.0)
-    chord = (high - slope * low) / width
-    alpha = torch.where(is_unstable, chord, torch.where(low >= 0, torch.ones_like(low), slope.expand_as(low)))
-    return Relaxation(alpha, torch.where(is_unstable, (slope - 1) * high * low / width, 0.0))
+    share, offset = _Chord.apply(low, high)
+    if slope.requires_grad or bool(slope.any()):
+        return Relaxation(slope + (1 - slope) * share, (1 - slope) * offset)
+    return Relaxation(share, offset)
 
 
 def relaxations(
@@ -162,7 +189,7 @@ def backward_coefficients(
 ) -> tuple[Float[Tensor, "runs n h"], Float[Tensor, "runs n"]]:
     r"""$\tilde W_i = (\alpha^2_i \odot w_i)(W^2)^\top$ and $\tilde b_i$, the linear lower bound seen from layer 1."""
     weighted = second.alpha * w
-    constant = (weighted * encoder.bias2 + second.offset * w.clamp_max(0)).sum(-1)
+    constant = (weighted * encoder.bias2 - second.offset * (-w).relu()).sum(-1)
     return weighted @ encoder.weight2.mT, constant
 
 
@@ -174,6 +201,7 @@ def compactness_bound(
     w: Float[Tensor, "runs n d"],
     *,
     variant: str = "sound",
+    pre1: Float[Tensor, "runs n h"] | None = None,
 ) -> Float[Tensor, "runs n"]:
     r"""Lower bound $f_i(\hat A) \le z_i(\hat A) \cdot w_i$ at one view.
 
@@ -190,6 +218,7 @@ def compactness_bound(
         layers: from `relaxations`, of the same variant.
         w: from `contrast_weights` of the other view.
         variant: `"sound"` or `"edgewise"` (both as above; they differ in `layers`), or `"official"`.
+        pre1: $p$ at the view, if `encode` has computed it already.
 
     Source: the theorem on node compactness; the official form is that of the released code.
     """
@@ -200,9 +229,10 @@ def compactness_bound(
         scalar = (own * messages).sum(-1, keepdim=True)
         bias = (own * encoder.bias1 + back.clamp_max(0) * first.offset).sum(-1, keepdim=True)
         return propagate(operator, propagate(operator, scalar) + bias)[..., 0] + constant
-    pre1 = propagate(operator, messages) + encoder.bias1
-    linear, offset = propagate(operator, torch.cat([first.alpha * pre1, first.offset], -1)).chunk(2, -1)
-    return (back * linear + back.clamp_max(0) * offset).sum(-1) + constant
+    if pre1 is None:
+        pre1 = propagate(operator, messages) + encoder.bias1
+    linear, offset = propagate(operator, first.alpha * pre1), propagate(operator, first.offset)
+    return (back * linear - (-back).relu() * offset).sum(-1) + constant
 
 
 def certified_minimum(

@@ -34,9 +34,10 @@ class ContrastiveNetwork(nn.Module):
     Args:
         runs: number of runs.
         n_features: input features.
-        n_hidden: width $d$ of the embeddings; the first layer has $2d$.
+        n_hidden: width $d$ of the embeddings.
         n_proj: width of the projection head.
         activation: `"relu"`, or `"prelu"` with one learned slope per run, kept in [0, 1].
+        n_first: width of the first layer; $2d$ by default, as in the official code.
         generator: source of the initial weights (Glorot for the convolutions, PyTorch's default for the head).
 
     Raises:
@@ -51,6 +52,7 @@ class ContrastiveNetwork(nn.Module):
         n_proj: int,
         *,
         activation: str = "relu",
+        n_first: int | None = None,
         generator: torch.Generator,
     ) -> None:
         if activation not in ("relu", "prelu"):
@@ -62,7 +64,7 @@ class ContrastiveNetwork(nn.Module):
             drawn = torch.rand(runs, *shape, generator=generator, device=device)
             return nn.Parameter(limit * (2 * drawn - 1))
 
-        wide = 2 * n_hidden
+        wide = n_first or 2 * n_hidden
         self.weight1 = uniform(math.sqrt(6 / (n_features + wide)), n_features, wide)
         self.bias1 = nn.Parameter(torch.zeros(runs, 1, wide, device=device))
         self.weight2 = uniform(math.sqrt(6 / (wide + n_hidden)), wide, n_hidden)
@@ -84,30 +86,32 @@ class ContrastiveNetwork(nn.Module):
 
 
 class _Contrast(torch.autograd.Function):
-    """Value and gradient of `contrastive_loss` for unit rows; one similarity matrix at a time is held."""
+    """Value and gradient of `contrastive_loss` for unit rows; the similarity blocks of one run at a time are held."""
 
     @staticmethod
-    def forward(ctx: Any, unit: Tensor, temperature: float) -> Tensor:
-        runs, twice, _ = unit.shape
-        n = twice // 2
-        losses, gradient = unit.new_empty(runs), torch.empty_like(unit)
-        for run, rows in enumerate(unit):
-            weights = torch.mm(rows, rows.T).div_(temperature).exp_()
-            weights.fill_diagonal_(0)
-            sums = weights.sum(1)
-            partner = rows.roll(n, 0)
-            losses[run] = (sums.log() - (rows * partner).sum(1) / temperature).mean()
-            inverse = 1 / sums
-            weights.mul_(inverse[:, None] + inverse)
-            gradient[run] = (torch.mm(weights, rows) - 2 * partner) / (temperature * twice)
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, first: Tensor, second: Tensor, temperature: float) -> Tensor:
+        runs, n, _ = first.shape
+        losses, gradients = first.new_empty(runs), (torch.empty_like(first), torch.empty_like(second))
+        root = math.sqrt(temperature)
+        for run in range(runs):
+            a, b = first[run] / root, second[run] / root
+            between, within = torch.mm(a, b.T).exp_(), [torch.mm(z, z.T).exp_().fill_diagonal_(0) for z in (a, b)]
+            sums = between.sum(1) + within[0].sum(1), between.sum(0) + within[1].sum(1)
+            losses[run] = (sums[0].log() + sums[1].log()).mean() / 2 - (a * b).sum(1).mean()
+            inverse = 1 / sums[0], 1 / sums[1]
+            between.mul_(inverse[0][:, None] + inverse[1])
+            for view, (own, other, weights) in enumerate(((a, b, between), (b, a, between.T))):
+                within[view].mul_(inverse[view][:, None] + inverse[view])
+                attraction = torch.mm(weights, other).addmm_(within[view], own).sub_(other, alpha=2)
+                torch.mul(attraction, 1 / (2 * n * root), out=gradients[view][run])
+        ctx.save_for_backward(*gradients)
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return scale[:, None, None] * gradient, None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+        first, second = ctx.saved_tensors
+        return scale[:, None, None] * first, scale[:, None, None] * second, None
 
 
 def contrastive_loss(
@@ -116,8 +120,8 @@ def contrastive_loss(
     r"""GRACE's loss, with cosine $s$ the mean over nodes and directions of
     $-\log\frac{e^{s(h_i, h'_i)/\tau}}{\sum_j e^{s(h_i, h'_j)/\tau} + \sum_{j \ne i} e^{s(h_i, h_j)/\tau}}$.
 
-    The gradient is written out, so that time is two products of size $2n \times 2n \times d$ per run and memory one
-    matrix of $4n^2$ entries.
+    The gradient is written out, so that time is seven products of size $n \times n \times d$ per run and memory three
+    matrices of $n^2$ entries.
 
     Args:
         first: projected embeddings $h$ of the first view.
@@ -126,7 +130,7 @@ def contrastive_loss(
 
     Source: Zhu et al., "Deep graph contrastive representation learning", 2020, equations 1 and 2.
     """
-    losses: Tensor = _Contrast.apply(F.normalize(torch.cat([first, second], 1), dim=-1), temperature)
+    losses: Tensor = _Contrast.apply(F.normalize(first, dim=-1), F.normalize(second, dim=-1), temperature)
     return losses
 
 
@@ -207,7 +211,8 @@ def train(
         encoder = network.encoder()
         messages = encoder.messages(x)
         operators = [graph.operator(graph.normalized(dropped(graph, r, runs, generator=generator))) for r in rates]
-        z1, z2 = (encode(encoder, messages, operator).embeddings for operator in operators)
+        hidden = [encode(encoder, messages, operator) for operator in operators]
+        z1, z2 = (one.embeddings for one in hidden)
         loss = contrastive_loss(network.project(z1), network.project(z2), settings.temperature)
         if kind != "none":
             terms = []
@@ -217,7 +222,8 @@ def train(
                     terms.append((z * w).sum(-1))
                     continue
                 layers = relaxations(encoder, messages, ranges[view], clean=clean, variant=kind)
-                terms.append(compactness_bound(encoder, messages, operators[view], layers, w, variant=kind))
+                pre1 = hidden[view].pre1
+                terms.append(compactness_bound(encoder, messages, operators[view], layers, w, variant=kind, pre1=pre1))
             loss = (1 - settings.pot_weight) * loss + settings.pot_weight * compactness_loss(terms)
         optimizer.zero_grad()
         loss.sum().backward()

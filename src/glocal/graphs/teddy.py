@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -29,6 +29,17 @@ def both_directions(pairs: Int[Tensor, "2 m"]) -> Int[Tensor, "2 e"]:
 def degrees_of(pairs: Int[Tensor, "2 m"], n_nodes: int) -> Int[Tensor, " n"]:
     """Number of neighbours of each node."""
     return torch.bincount(pairs.flatten(), minlength=n_nodes)
+
+
+def within_hops(pairs: Int[Tensor, "2 m"], n_nodes: int, nodes: Int[Tensor, " _"], hops: int) -> Bool[Tensor, " n"]:
+    """Which nodes lie within `hops` steps of `nodes`."""
+    reached = torch.zeros(n_nodes, dtype=torch.bool, device=pairs.device)
+    reached[nodes] = True
+    for _ in range(hops):
+        before = reached.clone()
+        reached[pairs[0][before[pairs[1]]]] = True
+        reached[pairs[1][before[pairs[0]]]] = True
+    return reached
 
 
 def node_scores(pairs: Int[Tensor, "2 m"], n_nodes: int, *, exponent: float = 0.5) -> Float[Tensor, " n"]:
@@ -135,10 +146,18 @@ def l0_mask(vectors: Float[Tensor, "b p"], sparsity: Float[Tensor, " b"]) -> Flo
     Source: the projection step of the sparse training.
     """
     # the small number forgives a share that was rounded to single precision
-    counts = torch.ceil((sparsity.double() - 1e-7) * vectors.shape[1])
-    order = vectors.abs().argsort(dim=1, stable=True)
-    survives = torch.arange(vectors.shape[1], device=vectors.device)[None] >= counts[:, None].to(vectors.device)
-    return torch.zeros_like(vectors).scatter_(1, order, survives.to(vectors.dtype))
+    counts = torch.ceil((sparsity.double() - 1e-7) * vectors.shape[1]).clamp_min(0).long()
+    magnitudes = vectors.abs()
+    # selection instead of sorting; among equal magnitudes at the threshold the first entries go
+    thresholds = [
+        row.kthvalue(count).values if count else row.new_tensor(-1.0)
+        for row, count in zip(magnitudes, counts.tolist(), strict=True)
+    ]
+    threshold = torch.stack(thresholds)[:, None]
+    is_above, is_tied = magnitudes > threshold, magnitudes == threshold
+    n_tied_kept = vectors.shape[1] - counts.to(vectors.device) - is_above.sum(1)
+    is_late = is_tied.flip(1).cumsum(1).flip(1) <= n_tied_kept[:, None]
+    return (is_above | (is_tied & is_late)).to(vectors.dtype)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from glocal.data import node_split
 from glocal.data.pyg import data_class
 from glocal.graphs.node_tasks import NodeTask, contextual_block_model, nearest_neighbor_graph, node_task
-from glocal.graphs.teddy import degrees_of
+from glocal.graphs.teddy import degrees_of, within_hops
 
 
 def neighbor_task(
@@ -19,6 +21,7 @@ def neighbor_task(
     labels: Int[Tensor, " n"],
     *,
     n_neighbors: int = 5,
+    n_components: int = 50,
     n_val: int = 500,
     generator: torch.Generator,
 ) -> NodeTask:
@@ -30,13 +33,28 @@ def neighbor_task(
         images: grey pictures.
         labels: their classes.
         n_neighbors: neighbours of each picture; an edge where one is a neighbour of the other.
+        n_components: principal components of the right halves that serve as features, with one common scale.
         n_val: validation nodes; ten nodes per class are labelled, the others are tested.
         generator: source of the split.
     """
+    from sklearn.decomposition import PCA
+
     half = images.shape[-1] // 2
     edges = nearest_neighbor_graph(images[..., :half].flatten(1), n_neighbors)
-    data = data_class()(x=images[..., half:].flatten(1), edge_index=edges, y=labels)
-    return node_task(data, n_val=n_val, generator=generator)
+    right = images[..., half:].flatten(1)
+    components = torch.from_numpy(PCA(min(n_components, *right.shape), svd_solver="full").fit_transform(right.double()))
+    data = data_class()(x=right, edge_index=edges, y=labels)
+    task = node_task(data, n_val=n_val, features="words", generator=generator)
+    return task.with_features((components / components.square().mean().sqrt()).float())
+
+
+def with_new_split(
+    task: NodeTask, *, labels_per_class: int = 10, n_val: int = 500, generator: torch.Generator
+) -> NodeTask:
+    """The same graph and features with a split drawn anew; the nodes left over are tested."""
+    masks = node_split(task.y, labels_per_class, n_val, generator=generator)
+    train, val, test = (mask.nonzero().flatten() for mask in masks)
+    return replace(task, train=train, val=val, test=test)
 
 
 def hub_block_task(
@@ -44,9 +62,9 @@ def hub_block_task(
     *,
     n_classes: int = 5,
     n_features: int = 32,
-    degree: float = 6.0,
     homophily: float = 0.75,
     tail: float = 2.2,
+    min_degree: float = 2.0,
     separation: float = 2.0,
     n_val: int = 500,
     generator: torch.Generator,
@@ -57,9 +75,9 @@ def hub_block_task(
         n_nodes: number of nodes, a multiple of the number of classes.
         n_classes: classes of equal size.
         n_features: Gaussian features around class means.
-        degree: mean degree.
         homophily: expected share of edges inside a class.
-        tail: exponent of the Pareto law of the degree corrections, limited to 20 times the smallest.
+        tail: exponent $a$ of the Pareto law of expected degrees, limited to 20 times the smallest.
+        min_degree: smallest expected degree $m$; the mean is about $m a / (a - 1)$, and degrees vary around it.
         separation: norm of the class means, in standard deviations of a feature.
         n_val: validation nodes; ten nodes per class are labelled, the others are tested.
         generator: source of everything.
@@ -69,7 +87,7 @@ def hub_block_task(
     means = F.normalize(torch.randn(n_classes, n_features, generator=generator), dim=1) * separation
     data = contextual_block_model(
         [n_nodes // n_classes] * n_classes,
-        degree=degree,
+        degree=float(min_degree * weights.mean()),
         homophily=homophily,
         means=means,
         weights=weights / weights.mean(),
@@ -85,12 +103,7 @@ def isolated_share(pairs: Int[Tensor, "2 m"], n_nodes: int) -> float:
 
 def far_share(pairs: Int[Tensor, "2 m"], n_nodes: int, labelled: Int[Tensor, " l"], *, hops: int = 2) -> float:
     """Share of nodes with no labelled node within `hops` steps, which two convolutions cannot connect to a label."""
-    reached = torch.zeros(n_nodes, dtype=torch.bool, device=pairs.device)
-    reached[labelled] = True
-    for _ in range(hops):
-        before = reached.clone()
-        reached[pairs[0][before[pairs[1]]]] = True
-        reached[pairs[1][before[pairs[0]]]] = True
+    reached = within_hops(pairs, n_nodes, labelled, hops)
     return float((~reached).double().mean())
 
 

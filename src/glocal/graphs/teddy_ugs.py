@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from glocal.graphs.node_tasks import NodeTask
 from glocal.graphs.sparse import compressed_rows
-from glocal.graphs.teddy import l0_mask, n_removed
+from glocal.graphs.teddy import l0_mask, n_removed, within_hops
 from glocal.graphs.teddy_networks import TicketNetwork
 
 NOISE = 1e-5
@@ -49,19 +49,35 @@ class SoftGraph:
             for $A_m$.
         pairs: undirected edges.
         n_nodes: number of nodes.
+        around: nodes whose outputs of two layers are wanted; the matrix then holds their two-hop neighbourhood only,
+            with degrees of the whole graph. Outputs at these nodes, and gradients through them, stay exact. None for
+            all nodes.
+
+    Attributes:
+        nodes: the nodes of the matrix, in increasing order; features must be given for these.
     """
 
-    def __init__(self, net: str, pairs: Int[Tensor, "2 m"], n_nodes: int) -> None:
+    def __init__(
+        self, net: str, pairs: Int[Tensor, "2 m"], n_nodes: int, *, around: Int[Tensor, " _"] | None = None
+    ) -> None:
         self.net, self.pairs, self.n_nodes = net, pairs, n_nodes
         loops = torch.arange(n_nodes if net == "gcn" else 0, device=pairs.device).expand(2, -1)
         rows, columns = torch.cat([pairs, pairs.flip(0), loops], dim=1)
-        numbers = torch.arange(len(rows), device=pairs.device, dtype=torch.float64)
-        pattern = compressed_rows(rows, columns, numbers, (n_nodes, n_nodes))
+        is_node = torch.ones(n_nodes, dtype=torch.bool, device=pairs.device)
+        numbers = torch.arange(len(rows), device=pairs.device)
+        if around is not None:
+            hidden = within_hops(pairs, n_nodes, around, 1)
+            is_node = within_hops(pairs, n_nodes, around, 2)
+            # rows outside `hidden` stay incomplete: no output at `around` reads them
+            numbers = numbers[(hidden[rows] | hidden[columns] | (rows == columns)) & is_node[rows] & is_node[columns]]
+        self.nodes, place = is_node.nonzero().flatten(), is_node.cumsum(0) - 1
+        ends, size = (place[rows[numbers]], place[columns[numbers]]), len(self.nodes)
+        pattern = compressed_rows(*ends, numbers.double(), (size, size))
         self.order, self.starts = pattern.values().long(), pattern.crow_indices()
-        self.rows, self.columns = rows[self.order], pattern.col_indices()
+        self.rows, self.columns = place[rows[self.order]], pattern.col_indices()
 
     def values(self, mask: Float[Tensor, " m"]) -> Float[Tensor, " e"]:
-        """Entries of the matrix for edge weights `mask`, in the order of `rows` and `columns`."""
+        """Entries of the matrix for edge weights `mask` of all edges, in the order of `rows` and `columns`."""
         if self.net == "gin":
             return torch.cat([mask, mask])[self.order]
         ends = self.pairs.flatten()
@@ -71,7 +87,7 @@ class SoftGraph:
         return torch.cat([weights, weights, scale.square()])[self.order]
 
     def multiply(self, values: Float[Tensor, " e"], h: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """The matrix with the given entries times `h`."""
+        """The matrix with the given entries times `h`, one row per entry of `nodes`."""
         product: Tensor = MaskedProduct.apply(self.starts, self.columns, self.rows, values, h)
         return product
 
@@ -83,7 +99,10 @@ def masked_logits(
     edge_mask: Float[Tensor, " m"],
     weight_masks: Sequence[Float[Tensor, "1 _ _"]],
 ) -> Float[Tensor, "n k"]:
-    """Outputs of a network (one copy) whose edges and weights are multiplied by masks; differentiable in all."""
+    """Outputs of a network (one copy) whose edges and weights are multiplied by masks; differentiable in all.
+
+    `x` and the outputs have one row per entry of `graph.nodes`.
+    """
     w = [(weight * mask)[0] for weight, mask in zip(network.weights, weight_masks, strict=True)]
     values = graph.values(edge_mask)
     first = x @ w[0]
@@ -124,10 +143,12 @@ def train_masks(
     weight_decay: float = 5e-4,
     epochs: int = 200,
     eval_every: int = 1,
+    whole_graph: bool = False,
 ) -> tuple[Float[Tensor, " m"], list[Float[Tensor, "1 _ _"]]]:
     r"""Masks at the epoch of best validation accuracy (the first), trained jointly with the weights.
 
-    Minimises cross-entropy $+ \lambda_A \lVert m_A \rVert_1 + \lambda_W \lVert m_W \rVert_1$.
+    Edges beyond the two-hop neighbourhood of the labelled nodes feel the penalty and the decay only. Minimises
+    cross-entropy $+ \lambda_A \lVert m_A \rVert_1 + \lambda_W \lVert m_W \rVert_1$.
 
     Args:
         network: one copy, at its initial weights; it is trained along.
@@ -141,6 +162,8 @@ def train_masks(
         weight_decay: Adam's $L_2$ penalty on weights and masks, as in the official code.
         epochs: training steps.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
+        whole_graph: steps on the whole graph, as in the official code, instead of the two-hop neighbourhood of the
+            labelled nodes. Gradients are the same, the cost is not; dropout draws other numbers.
 
     Source: Chen et al. 2021, algorithm 1; noise and choice of the epoch as in TEDDY's repository.
     """
@@ -150,6 +173,8 @@ def train_masks(
 
     edge_mask, masks = noisy_ones((pairs.shape[1],)), [noisy_ones(weight.shape) for weight in network.weights]
     graph = SoftGraph(network.net, pairs, task.n_nodes)
+    inner = graph if whole_graph else SoftGraph(network.net, pairs, task.n_nodes, around=task.train)
+    x, labelled = task.x[inner.nodes], torch.searchsorted(inner.nodes, task.train)
     optimizer = torch.optim.Adam(
         [*network.parameters(), edge_mask, *masks], lr=lr, weight_decay=weight_decay, fused=True
     )
@@ -157,8 +182,8 @@ def train_masks(
     for epoch in range(1, epochs + 1):
         network.train()
         optimizer.zero_grad()
-        logits = masked_logits(network, graph, task.x, edge_mask, [m * f for m, f in zip(masks, fixed, strict=True)])
-        loss = F.cross_entropy(logits[task.train], task.y[task.train])
+        logits = masked_logits(network, inner, x, edge_mask, [m * f for m, f in zip(masks, fixed, strict=True)])
+        loss = F.cross_entropy(logits[labelled], task.y[task.train])
         penalty = edge_penalty * edge_mask.abs().sum() + weight_penalty * sum(mask.abs().sum() for mask in masks)
         (loss + penalty).backward()
         optimizer.step()
