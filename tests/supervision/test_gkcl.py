@@ -348,6 +348,7 @@ def test_a_whole_stream_runs_and_fills_its_matrices(kind: str) -> None:
     ]
     rivals = [baselines.Rival(m) for family in baselines.FAMILIES.values() for m in family]
     options = {"groups": {2: learners}, "budgets": [1, 2, 4], "contrast_weights": [0.0, 1.0], "rivals": rivals}
+    options["with_controls"] = True
     outcome = experiment.run(stream, SETTINGS, GeneratorSettings(), draw=draw, **options)
     for matrix in [*outcome.matrices.values(), *outcome.rivals.values(), *outcome.controls.values()]:
         assert matrix.shape == (SEEDS, 3, 3)
@@ -387,10 +388,55 @@ def test_photograph_networks_have_the_right_shapes() -> None:
         networks.make_vae((1, 28, 28), [4], 6, is_conv=True)
 
 
+def test_support_error_on_known_numbers() -> None:
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # spread between classes: 1 + 1
+    support = torch.tensor([[[-1.0, 1.0], [-1.0, -1.0]], [[1.0, 2.0], [3.0, 0.0]]])  # means (-1, 0) and (2, 1)
+    assert gkcl.support_error(support, means).item() == pytest.approx((0 + 2) / 2)
+    assert gkcl.support_error(support[:, :1], means).item() == pytest.approx((1 + 4) / 2)
+    samples = means[:, None] + rand(2, 4000, 2).float()
+    errors = [float(gkcl.support_error(samples.unflatten(1, (-1, m)).transpose(0, 1), means).mean()) for m in (1, 4)]
+    assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.1)
+
+
+def test_controls_train_with_the_supports_they_name() -> None:
+    stream = small_stream()
+    task = stream.task(0)
+    learners = [heads.Learner(support=support) for support in heads.SUPPORTS]
+    group = setup.make_learners(stream, SETTINGS, learners, draw)
+    running, finished = torch.full((SEEDS, 2, 3, 36), 7.0), torch.full((SEEDS, 2, 3, 36), 9.0)
+    real = torch.rand(SEEDS, 6, 5, 36, generator=draw("reserve"))
+    task = data.Task(**(vars(task) | {"coreset": real}))
+    trace = Trace([running.repeat(1, 3, 1, 1)], finished=[finished.repeat(1, 3, 1, 1)])
+    chance = draw("fresh")
+    found = dict(zip(heads.SUPPORTS, group.training_supports(task, trace, 0, 2, chance).split(SEEDS), strict=True))
+    assert bool((found["generated"] == 7).all())
+    assert bool((found["finished"] == 9).all())
+    assert torch.equal(found["real"], real[:, :, :2])
+    is_known = (found["fresh"][:, :, :, None] == real[:, :, None]).all(-1)  # each is another one of its class
+    assert bool((is_known.sum((2, 3)) == 2).all())
+    assert bool((is_known.sum(2) <= 1).all())
+    again = group.training_supports(task, trace, 0, 2, chance).split(SEEDS)[heads.SUPPORTS.index("fresh")]
+    assert not torch.equal(again, found["fresh"])
+
+
+def test_variational_features_have_no_divergence_when_both_laws_agree() -> None:
+    stream = small_stream()
+    group = setup.make_learners(stream, SETTINGS, [heads.Learner("vrf", "real")], draw)
+    features = group.random_features
+    assert features is not None
+    h, other = (F.normalize(torch.rand(SEEDS, 6, 12, generator=draw(name)), dim=-1) for name in ("h", "other"))
+    assert bool((features.kernels(h, other, generator=None)[2] > 0).all())
+    features.prior.load(features.posterior.state())
+    cross, gram, divergence = features.kernels(h, h, generator=None)
+    assert torch.allclose(divergence, torch.zeros(SEEDS), atol=1e-6)
+    assert torch.allclose(cross, gram)
+    assert torch.allclose(gram, gram.transpose(1, 2), atol=1e-6)
+
+
 def test_errors_name_the_choices() -> None:
     with pytest.raises(ValueError, match=r"kernel must be one of linear, .*vrf, got 'rbf'"):
         heads.Learner("rbf")
-    with pytest.raises(ValueError, match="support must be one of generated, real, got 'stored'"):
+    with pytest.raises(ValueError, match="support must be one of generated, real, fresh, finished, got 'stored'"):
         heads.Learner(support="stored")
     with pytest.raises(ValueError, match="method must be one of fine-tuning, ewc"):
         baselines.Rival("lwf")

@@ -144,6 +144,20 @@ def scatter_ratio(z: Float[Tensor, "n f"], codes: Int[Tensor, " n"]) -> float:
     return float(means.var(0, unbiased=False).sum() / within)
 
 
+def support_error(support: Float[Tensor, "... k m d"], class_means: Float[Tensor, "... k d"]) -> Float[Tensor, "..."]:
+    r"""Squared distance between the mean of m supports and their class mean, over the spread between classes.
+
+    $\sum_c\lVert\frac1m\sum_i\hat x_{c,i} - \mu_c\rVert^2 / \sum_c\lVert\mu_c - \bar\mu\rVert^2$. For m independent
+    samples of a class it falls as 1/m; a generator whose samples are alike has a floor, its bias.
+
+    Args:
+        support: samples, class by class.
+        class_means: $\mu_c$.
+    """
+    spread = (class_means - class_means.mean(-2, keepdim=True)).square().sum((-2, -1))
+    return (support.mean(-2) - class_means).square().sum((-2, -1)) / spread
+
+
 def average_accuracy(matrix: Float[Tensor, "... t t"]) -> Float[Tensor, "..."]:
     r"""$A_T = \frac1T\sum_t a_{T,t}$ from $a_{l,t}$, the accuracy on task t after training on task l."""
     return matrix[..., -1, :].mean(-1)

@@ -188,7 +188,7 @@ def replay_batches(
             shape = (s, batch_size)
             index = torch.randint(memory.shape[1], shape, generator=generator, device=memory.device)
             return memory[rows, index], index // m % k, index // (m * k)
-        codes = trace.codes[step]
-        return trace.replayed[step], codes % k, codes // k
+        codes = trace.codes[step][:, :batch_size]
+        return trace.replayed[step][:, :batch_size], codes % k, codes // k
 
     return second

@@ -32,7 +32,8 @@ class Outcome:
     Attributes:
         matrices: $a_{l,t}$ of every learner, by (learner, samples per class in training); 0 above the diagonal.
         sweep: accuracy on every task after the last one, by the same key, for every budget of the evaluation.
-        controls: matrices of the same networks with other supports: real ones, or generated ones kept since their task.
+        controls: matrices of the same networks with other supports: `real` ones, `generated` ones, or generated ones
+            `kept` since their task.
         rivals: matrices of the methods with task heads.
         samples: supports of every task generated after the last one.
         fidelity: share of samples of task t, generated after task l, that the joint network puts into their class.
@@ -62,6 +63,7 @@ def run(
     rivals: Sequence[Rival] = (),
     n_tasks: int | None = None,
     part: str = "test",
+    with_controls: bool = False,
 ) -> Outcome:
     """Train everything on a stream.
 
@@ -76,6 +78,7 @@ def run(
         rivals: methods with task heads; their memory is that of the first group.
         n_tasks: tasks to stop after; all by default.
         part: `test` or `val`, the samples that are evaluated.
+        with_controls: whether the first group is also evaluated with other supports than its own.
     """
     n_tasks = n_tasks or stream.n_tasks
     tasks = [stream.task(t) for t in range(n_tasks)]
@@ -97,8 +100,13 @@ def run(
         batches = minibatches(everything, settings.batch_size, settings.n_steps, generators=orders)
         n_adam = objective.steps_ratio * settings.n_steps
         adam = Recipe(n_adam, settings.vae_lr, optimizer="adam", schedule="constant")
-        shown = minibatches(everything, settings.batch_size, n_adam, generators=orders)
+        shown = minibatches(everything, settings.vae_batch_size or settings.batch_size, n_adam, generators=orders)
         trace = generator.train_task(now, task, shown, adam, m=max(groups), generator=draw("generator", now))
+        if any(learner.support == "finished" for each in groups.values() for learner in each):
+            chance = draw("finished", now)
+            trace.finished = [
+                generator.support(now, generator.noise(max(groups), generator=chance)) for _ in trace.supports
+            ]
         for m, each in learners.items():
             chance = draw("heads", now)
             each.train_task(now, task, batches, trace, settings.recipe(now), m=m, generator=chance)
@@ -110,12 +118,13 @@ def run(
             x, y = (tasks[t].x_test, tasks[t].y_test) if part == "test" else (tasks[t].x_val, tasks[t].y_val)
             for m, each in learners.items():
                 h = each.features(x)
-                versions = {"own": supports[t], "kept": kept[t]}
-                for name, generated in versions.items():
-                    chosen = each.select_supports(tasks[t].coreset[:, :, :m], generated[:, :, :m])
+                versions = {"own": each.select_supports(tasks[t].coreset[:, :, :m], supports[t][:, :, :m])}
+                if with_controls and m == first_m:
+                    versions["real"] = each.tile(tasks[t].coreset[:, :, :m])
+                    versions["generated"] = each.generated_supports(supports[t][:, :, :m])
+                    versions["kept"] = each.generated_supports(kept[t][:, :, :m])
+                for name, chosen in versions.items():
                     _write(outcome, name, each, m, now, t, _accuracy(each, t, h, y, chosen), n_tasks)
-                real = each.tile(tasks[t].coreset[:, :, :m])
-                _write(outcome, "real", each, m, now, t, _accuracy(each, t, h, y, real), n_tasks)
                 if now == n_tasks - 1:
                     most = max(budgets)
                     chosen = each.select_supports(tasks[t].coreset[:, :, :most], supports[t])

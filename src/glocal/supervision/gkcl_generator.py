@@ -55,16 +55,22 @@ class GeneratorSettings:
 
 @dataclass
 class Trace:
-    """What the generator handed out during a task, by step of the classifier: supports and replayed samples."""
+    """What the generator handed out, by step of the classifier: supports and replayed samples of its training,
+    and, where a control asks for them, supports drawn after that training."""
 
     supports: list[Float[Tensor, "v k m d"]] = field(default_factory=list)
     replayed: list[Float[Tensor, "v b d"]] = field(default_factory=list)
     codes: list[Int[Tensor, "s b"]] = field(default_factory=list)
+    finished: list[Float[Tensor, "v k m d"]] = field(default_factory=list)
     support_every: int = 1
 
     def support_at(self, step: int) -> Float[Tensor, "v k m d"]:
         """The latest support set at a step of the classifier."""
         return self.supports[step // self.support_every]
+
+    def finished_at(self, step: int) -> Float[Tensor, "v k m d"]:
+        """The same, from the generator that has learnt the whole task."""
+        return (self.finished or self.supports)[step // self.support_every]
 
 
 class Generator:

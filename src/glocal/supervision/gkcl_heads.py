@@ -29,7 +29,7 @@ from glocal.supervision.gkcl import (
 from glocal.supervision.gkcl_data import Task
 from glocal.supervision.gkcl_generator import Trace
 
-SUPPORTS = ("generated", "real")
+SUPPORTS = ("generated", "real", "fresh", "finished")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Learner:
 
     Args:
         kernel: a name of `gkcl.KERNELS`, or `vrf`: random features with a learnt law.
-        support: `generated` (GKCL) or `real` (KCL).
+        support: `generated` (GKCL) or `real` (KCL); two controls train with other supports: `fresh` draws real samples
+            anew at every step, as a perfect generator would, and `finished` draws from the generator that has learnt
+            the whole task. Evaluations then use the coreset, or generated samples.
         variant: which variant of the generator.
         lr_factor: times the learning rate of the recipe.
         learns_ridge: whether the ridge is trained; else it keeps its start value.
@@ -148,9 +150,35 @@ class KernelLearners:
     def select_supports(
         self, real: Float[Tensor, "s k m d"], generated: Float[Tensor, "v k m d"]
     ) -> Float[Tensor, "r k m d"]:
-        """The supports of every network: real or generated, from its variant of the generator."""
+        """The supports of every network in evaluations: real or generated, from its variant of the generator."""
         variants = generated.split(self.n_seeds)
-        return torch.cat([real if each.support == "real" else variants[each.variant] for each in self.learners])
+        is_real = [each.support in ("real", "fresh") for each in self.learners]
+        parts = zip(self.learners, is_real, strict=True)
+        return torch.cat([real if own else variants[each.variant] for each, own in parts])
+
+    def training_supports(
+        self, task: Task, trace: Trace, step: int, m: int, generator: torch.Generator
+    ) -> Float[Tensor, "r k m d"]:
+        """The supports of every network at a training step, m samples per class, without gradient."""
+        reserve = task.coreset
+        running = trace.support_at(step)[:, :, :m].split(self.n_seeds)
+        chosen = []
+        for each in self.learners:
+            if each.support == "real":
+                chosen.append(reserve[:, :, :m])
+            elif each.support == "fresh":
+                order = torch.rand(reserve.shape[:3], generator=generator, device=reserve.device).argsort(-1)[..., :m]
+                chosen.append(reserve.gather(2, order[..., None].expand(*order.shape, reserve.shape[3])))
+            elif each.support == "finished":
+                chosen.append(trace.finished_at(step)[:, :, :m].split(self.n_seeds)[each.variant])
+            else:
+                chosen.append(running[each.variant])
+        return torch.cat(chosen)
+
+    def generated_supports(self, generated: Float[Tensor, "v k m d"]) -> Float[Tensor, "r k m d"]:
+        """Generated supports for every network, also for those that learn with real ones."""
+        variants = generated.split(self.n_seeds)
+        return torch.cat([variants[each.variant] for each in self.learners])
 
     def tile(self, x: Tensor) -> Tensor:
         """Values of the seeds, repeated for every learner."""
@@ -221,7 +249,7 @@ class KernelLearners:
 
         def loss_at(step: int) -> Float[Tensor, " r"]:
             index = batches[step]
-            supports = self.select_supports(task.coreset[:, :, :m], trace.support_at(step)[:, :, :m])
+            supports = self.training_supports(task, trace, step, m, generator)
             x = torch.cat([self.tile(task.x[rows, index]), supports.flatten(1, 2)], 1)
             h = self.stack(x, method="features")
             if self.dropout:

@@ -25,7 +25,8 @@ class Settings:
 
     Args:
         n_steps: steps of the classifier per task; the generator takes a multiple.
-        batch_size: samples per step.
+        batch_size: samples per step of the classifier.
+        vae_batch_size: samples of the current task per step of the generator; 0 for `batch_size`.
         hidden: widths of the classifier, or the single width of a ResNet-18.
         vae_hidden: widths of the encoder, or the single width of a ResNet-18.
         n_latent: latent values.
@@ -49,6 +50,7 @@ class Settings:
     lr_decay: float = 0.8
     momentum: float = 0.8
     vae_lr: float = 1e-3
+    vae_batch_size: int = 0
     dropout: float = 0.0
     n_random: int = 128
     divergence_weight: float = 0.01
