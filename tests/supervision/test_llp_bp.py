@@ -16,7 +16,7 @@ from torch import Tensor
 from glocal.data.errors import DataError
 from glocal.data.types import TableData
 from glocal.nn.networks import build
-from glocal.nn.stack import predict
+from glocal.nn.stack import NetworkStack, predict
 from glocal.nn.training import Recipe
 from glocal.seeding import torch_generator
 from glocal.supervision import llp_bp as bp
@@ -191,7 +191,7 @@ def test_early_stop_and_message_limits() -> None:
     assert float((loose.probs - tight.probs).abs().max()) < 1e-3
     field = torch.tensor([-500.0, 0.0, 500.0])
     for w in (-20.0, 3.0):
-        extreme = bp.new_messages(field, torch.full((3,), w))
+        extreme = bp.new_messages(field, torch.full((3,), w).exp())
         assert extreme.tolist() == pytest.approx([0.0, math.log((1 + math.exp(w)) / 2), w], abs=1e-4)
 
 
@@ -310,6 +310,18 @@ def test_bag_network() -> None:
         networks.BagNetwork(5, [8])
 
 
+@pytest.mark.parametrize("hidden", [[8, 6], [8, 6, 4]])
+def test_stacked_bag_networks(hidden: list[int]) -> None:
+    """The batched products against the mapped networks, values and gradients."""
+    stack = NetworkStack.build(lambda: networks.BagNetwork(5, hidden), [torch_generator(0, run) for run in range(3)])
+    bags = torch.randn(3, 4, 7, 5, generator=torch_generator(1))
+    batched, mapped = networks.stacked_joint(stack.weights, bags), stack(bags, method="joint")
+    torch.testing.assert_close(batched, mapped)
+    gradients = [torch.autograd.grad(out.square().sum(), stack.parameters()) for out in (batched, mapped)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def blobs(n: int = 600, noise: float = 0.6) -> TableData:
     generator = torch_generator(0, "blobs")
     y = torch.arange(n) % 2
@@ -402,10 +414,11 @@ def test_two_rounds_learn_from_sums_alone() -> None:
     """The whole procedure on separable data; hidden labels reach it through sums only."""
     task = blob_task(16)
     settings = procedure.BpSettings()
-    pair, residuals = procedure.tuned_pair(
-        task.train.x[0].flatten(0, 1), task.train, [(10.0, 10.0), (1.0, 0.1)], settings
-    )
-    assert min(residuals) == residuals[[(10.0, 10.0), (1.0, 0.1)].index(pair)]
+    pairs = [(10.0, 10.0), (1.0, 0.1)]
+    choice = procedure.tuned_pair(task.train.x[0].flatten(0, 1), task.train, pairs, settings)
+    assert (choice.pair, min(choice.residuals)) == ((1.0, 0.1), choice.residuals[1])
+    assert [data.auc(c.probs, task.train.y[0]) > 0.9 for c in choice.candidates] == [False, True]
+    pair = choice.pair
     first = procedure.pseudo_labels(task.train.x.flatten(1, 2), task.train, pair, settings)
     blind = networks.Bags(task.train.x, task.train.y.sort(dim=2).values)
     again = procedure.pseudo_labels(task.train.x.flatten(1, 2), blind, pair, settings)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -89,16 +88,20 @@ def pairwise_model(
     )
 
 
-def new_messages(
-    cavity: Float[Tensor, "*messages"], couplings: Float[Tensor, "*messages"]
-) -> Float[Tensor, "*messages"]:
-    r"""Sum-product in log-odds: $m_{i \to j} = \log\frac{1 + e^{h + w}}{1 + e^{h}}$ with cavity $h_{i \setminus j}$.
+def new_messages(cavity: Float[Tensor, "*messages"], factors: Float[Tensor, "*messages"]) -> Float[Tensor, "*messages"]:
+    r"""Sum-product in log-odds: $m_{i \to j} = \log\frac{1 + e^{h + w}}{1 + e^{h}} = \log(\sigma(-h) + e^w \sigma(h))$.
 
-    With $y_j = 1$ the two states of $y_i$ weigh $1$ and $e^{h + w}$, with $y_j = 0$ they weigh $1$ and $e^h$.
-    Below -60 a softplus is less than 1e-26 and is cut off there, since denormal numbers are slow.
+    With $y_j = 1$ the two states of $y_i$ weigh $1$ and $e^{h + w}$, with $y_j = 0$ they weigh $1$ and $e^h$, where
+    $h = h_{i \setminus j}$ is the cavity field. The last form adds two positive numbers, each exact to its last digit;
+    fields beyond 60 are cut off, since denormal numbers are slow, which needs couplings $|w|$ below 60.
+
+    Args:
+        cavity: $h_{i \setminus j}$.
+        factors: $e^{w_{ij}}$, the same in all iterations.
     """
-    coupled, alone = (cavity + couplings).clamp_min_(-60.0), cavity.clamp_min(-60.0)
-    return F.softplus(coupled, threshold=40.0).sub_(F.softplus(alone, threshold=40.0))
+    cavity = cavity.clamp(-60.0, 60.0)
+    on = torch.sigmoid(cavity)
+    return torch.sigmoid(cavity.neg_()).addcmul_(on, factors).log_()
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def belief_propagation(
         raise ValueError(f"damping must be in [0, 1), got {damping}")
     source, target = torch.cat([model.edges, model.edges.flip(0)], dim=1)
     couplings = model.edge_couplings.repeat(2)
+    bag_factors, factors = model.bag_couplings.exp(), couplings.exp()
     start = 0.5 if init == "half" else 0.0
     bag_messages, messages = start * model.bag_couplings, start * couplings  # [bag, i, j]: from i to j
 
@@ -154,9 +158,9 @@ def belief_propagation(
     done, change = 0, float("inf")
     while done < n_iters and change > tolerance:
         field = fields()
-        bag_new = new_messages(field[:, :, None] - bag_messages.mT, model.bag_couplings)
+        bag_new = new_messages(field[:, :, None] - bag_messages.mT, bag_factors)
         opposite = messages.roll(len(messages) // 2)  # the message j -> i beside i -> j
-        new = new_messages(field.flatten()[source] - opposite, couplings)
+        new = new_messages(field.flatten()[source] - opposite, factors)
         steps = bag_new.sub_(bag_messages).mul_(1 - damping), new.sub_(messages).mul_(1 - damping)
         bag_messages.add_(steps[0])
         messages.add_(steps[1])
@@ -202,11 +206,13 @@ class Choice:
         pair: the pair.
         beliefs: what belief propagation found with it.
         residuals: bag residuals of all candidates.
+        candidates: beliefs of all candidates, for diagnosis.
     """
 
     pair: tuple[float, float]
     beliefs: Beliefs
     residuals: list[float]
+    candidates: list[Beliefs]
 
 
 def choose_pair(
@@ -233,4 +239,4 @@ def choose_pair(
         found.append(belief_propagation(model, n_iters=n_iters, damping=damping, init=init))
         residuals.append(bag_residual(found[-1].probs, bag_sums))
     best = residuals.index(min(residuals))
-    return Choice(pairs[best], found[best], residuals)
+    return Choice(pairs[best], found[best], residuals, found)

@@ -50,6 +50,29 @@ class BagNetwork(MLP):
         return torch.cat([logits, self.bag_head(embedded.reshape(n_bags, bag_size, -1).mean(1))], dim=1)
 
 
+def stacked_joint(weights: Weights, bags: Float[Tensor, "s m b d"]) -> Float[Tensor, "s m b+1"]:
+    """`BagNetwork.joint` of a stack of networks, each on its own bags.
+
+    The same numbers as a mapped call of the stack, but faster: with few instances per network and step the overhead
+    of mapping shows, and a batched product adds the bias in the same pass.
+
+    Args:
+        weights: stacked weights of `BagNetwork`, by name.
+        bags: the bags of each network.
+    """
+
+    def linear(x: Float[Tensor, "s n i"], name: str) -> Float[Tensor, "s n o"]:
+        return torch.baddbmm(weights[f"{name}.bias"][:, None], x, weights[f"{name}.weight"].mT)
+
+    layers = [name.removesuffix(".weight") for name in weights if name.startswith("body") and name.endswith("weight")]
+    hidden = [bags.flatten(1, 2)]
+    for layer in layers:
+        hidden.append(linear(hidden[-1], layer).relu())
+    logits = linear(hidden[-1], "head").reshape(bags.shape[:3])
+    pooled = hidden[-2].reshape(*bags.shape[:3], -1).mean(2)
+    return torch.cat([logits, linear(linear(pooled, "bag_head.0").relu(), "bag_head.2")], dim=2)
+
+
 @dataclass(frozen=True)
 class Objective:
     r"""What one method minimises: targets of instances, and the weights of three losses.
@@ -187,7 +210,7 @@ def fit(
 
     def loss_at(step: int) -> Float[Tensor, " s"]:
         index = batches[step]
-        logits = stack(train_bags.x[draws, index].repeat(repeats, 1, 1, 1), method="joint")
+        logits = stacked_joint(stack.weights, train_bags.x[draws, index].repeat(repeats, 1, 1, 1))
         target, mean = targets[:, draws, index].flatten(0, 1), means[draws, index].repeat(repeats, 1)
         instance = F.binary_cross_entropy_with_logits(logits[..., :-1], target, reduction="none").mean((1, 2))
         pooled = F.binary_cross_entropy_with_logits(logits[..., -1], mean, reduction="none").mean(1)
@@ -199,7 +222,7 @@ def fit(
     def evaluate(step: int) -> None:
         if (step + 1) % val_every and step + 1 < recipe.n_steps:
             return
-        logits = stack(val_bags.x.repeat(repeats, 1, 1, 1), method="joint")[..., :-1]
+        logits = stacked_joint(stack.weights, val_bags.x.repeat(repeats, 1, 1, 1))[..., :-1]
         best.update(stack, proportion_loss(logits, val_bags.means.repeat(repeats, 1)), min_delta)
         labels = val_bags.y.repeat(repeats, 1, 1)
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((1, 2))

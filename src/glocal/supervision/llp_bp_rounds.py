@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glocal.nn.stack import NetworkStack, predict
 from glocal.nn.training import Recipe
-from glocal.supervision.llp_bp import choose_pair, hard_labels
+from glocal.supervision.llp_bp import Choice, choose_pair, hard_labels
 from glocal.supervision.llp_bp_data import BaggedTask, aucs
 from glocal.supervision.llp_bp_graph import GraphSettings, agreement, cosine_neighbours, neighbour_edges
 from glocal.supervision.llp_bp_networks import Bags, Objective, easyllp_targets, fit, smoothed_targets
@@ -94,13 +94,10 @@ def bp_options(settings: BpSettings) -> dict[str, Any]:
     return {"n_iters": settings.n_iters, "damping": settings.damping, "init": settings.init}
 
 
-def tuned_pair(
-    z: Float[Tensor, "n d"], bags: Bags, pairs: Sequence[Pair], settings: BpSettings
-) -> tuple[Pair, list[float]]:
-    """The pair with the smallest bag residual on the first draw, and the residuals of all; reads no labels."""
+def tuned_pair(z: Float[Tensor, "n d"], bags: Bags, pairs: Sequence[Pair], settings: BpSettings) -> Choice:
+    """The pair with the smallest bag residual on the first draw, and what all of them led to; reads no labels."""
     edges, weights = neighbour_edges(z, settings.graph, bags.sums[0])
-    choice = choose_pair(edges, weights, bags.sums[0], bags.y.shape[2], pairs, **bp_options(settings))
-    return choice.pair, choice.residuals
+    return choose_pair(edges, weights, bags.sums[0], bags.y.shape[2], pairs, **bp_options(settings))
 
 
 def embeddings(stack: NetworkStack, bags: Bags) -> Float[Tensor, "r n f"]:
