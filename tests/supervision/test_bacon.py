@@ -15,6 +15,7 @@ from glocal.nn.training import Recipe
 from glocal.seeding import torch_generator
 from glocal.supervision import (
     bacon,
+    bacon_clustering,
     bacon_data,
     bacon_experiment,
     bacon_methods,
@@ -70,35 +71,65 @@ def test_regularizer_is_simgcds_at_power_zero_and_a_kl_divergence_otherwise() ->
 # --- Checks 2 and 3: the contrastive losses
 
 
+def soft_loss(z: torch.Tensor, s: torch.Tensor, keep: torch.Tensor, tau: float) -> torch.Tensor:
+    return bacon.contrastive_loss(z, (bacon.similarities(z) / tau).exp(), s, keep, tau)
+
+
+def brute_soft_loss(z: torch.Tensor, s: torch.Tensor, keep: torch.Tensor, tau: float) -> torch.Tensor:
+    """The formula of the docstring, pair by pair."""
+    b, losses = len(s), []
+    rows = [a for a in range(2 * b) if keep[a % b]]
+    for a in rows:
+        others = [c for c in rows if c != a]
+        log_probs = (z[others] @ z[a] / tau).log_softmax(0)
+        w = torch.stack([torch.ones(()).double() if c % b == a % b else s[c % b] @ s[a % b] for c in others])
+        losses.append(-(w * log_probs).sum() / w.sum())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("tau", [0.07, 1.0])
+def test_soft_loss_and_its_gradient_are_those_of_the_formula(tau: float) -> None:
+    z, s = embeddings(12, 5).requires_grad_(), torch.rand(6, 3, generator=torch_generator(2)).double().softmax(-1)
+    keep = torch.tensor([True, False, True, True, False, True])
+    found, expected = soft_loss(z, s, keep, tau), brute_soft_loss(z, s, keep, tau)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(found, z)[0], torch.autograd.grad(expected, z)[0])
+
+
 def test_soft_loss_with_onehot_labels_is_supcon() -> None:
     labels = torch.tensor([0, 0, 1, 2, 1])
-    z, s = embeddings(10, 6), F.one_hot(labels).double()
-    found = bacon.contrastive_loss(z @ z.T, bacon.view_weights(s @ s.T), everyone(5), 0.07)
+    z = embeddings(10, 6)
+    found = soft_loss(z, F.one_hot(labels).double(), everyone(5), 0.07)
     assert found.item() == pytest.approx(brute_supcon(z, labels.repeat(2), 0.07).item(), abs=1e-6)
 
 
 def test_soft_loss_with_disjoint_labels_is_simclr() -> None:
     z = embeddings(8, 6)
-    found = bacon.contrastive_loss(z @ z.T, bacon.view_weights(torch.eye(4).double()), everyone(4), 0.07)
     logits = (z @ z.T / 0.07).fill_diagonal_(-torch.inf)
-    partner = torch.arange(8).roll(4)
-    assert found.item() == pytest.approx(F.cross_entropy(logits, partner).item(), abs=1e-6)
+    expected = F.cross_entropy(logits, torch.arange(8).roll(4)).item()
+    assert soft_loss(z, torch.eye(4).double(), everyone(4), 0.07).item() == pytest.approx(expected, abs=1e-6)
+    assert soft_loss(z, torch.zeros(4, 1).double(), everyone(4), 0.07).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_two_equal_images_of_one_class_lose_log_three() -> None:
     z = torch.ones(4, 3).double() / 3**0.5
-    found = bacon.contrastive_loss(z @ z.T, bacon.view_weights(torch.ones(2, 2).double()), everyone(2), 0.07)
-    assert found.item() == pytest.approx(math.log(3), abs=1e-9)
+    assert soft_loss(z, torch.ones(2, 1).double(), everyone(2), 0.07).item() == pytest.approx(math.log(3), abs=1e-9)
 
 
 def test_images_that_are_not_kept_do_not_exist() -> None:
     z, s = embeddings(12, 5), torch.rand(6, 3, generator=torch_generator(2)).double().softmax(-1)
     keep = torch.tensor([True, False, True, True, False, True])
-    masked = bacon.contrastive_loss(z @ z.T, bacon.view_weights(s @ s.T), keep, 0.2)
-    part, s = z[keep.repeat(2)], s[keep]
-    subset = bacon.contrastive_loss(part @ part.T, bacon.view_weights(s @ s.T), everyone(4), 0.2)
-    assert masked.item() == pytest.approx(subset.item(), abs=1e-9)
-    assert bacon.contrastive_loss(z @ z.T, bacon.view_weights(torch.eye(6).double()), ~everyone(6), 0.2).item() == 0
+    subset = soft_loss(z[keep.repeat(2)], s[keep], everyone(4), 0.2)
+    assert soft_loss(z, s, keep, 0.2).item() == pytest.approx(subset.item(), abs=1e-9)
+    assert soft_loss(z, s, ~everyone(6), 0.2).item() == 0
+
+
+def test_single_precision_survives_opposite_embeddings() -> None:
+    z = F.normalize(torch.tensor([[1.0, 0], [-1, 0.01], [1, 0.01], [-1, 0]]), dim=-1).requires_grad_()
+    loss = soft_loss(z, torch.zeros(2, 1), everyone(2), 0.07)
+    loss.backward()
+    assert 0 <= loss.item() < 1e-4
+    assert bool(z.grad.isfinite().all())
 
 
 # --- Check 4: the prior estimate
@@ -127,6 +158,15 @@ def test_known_sizes_follow_the_number_of_labels_not_the_matched_cluster() -> No
     np.testing.assert_array_equal(bacon.prior_from_clusters(clusters, labels, 2, 4), [20, 10, 40, 5])
 
 
+def test_slots_find_their_true_classes_by_content_not_by_size() -> None:
+    clusters, labels = labelled_clusters()
+    truth = np.repeat([3, 1, 0, 2], [40, 20, 10, 5])  # the largest cluster is novel class 3, the smallest class 2
+    for ids in (np.arange(4), np.array([3, 1, 2, 0])):  # slots go by size, not by the number of the cluster
+        assert bacon.slot_classes(ids[clusters], labels, truth, 2, 4).tolist() == [0, 1, 3, 2]
+        other = np.repeat([2, 1, 0, 3], [40, 20, 10, 5])
+        assert bacon.slot_classes(ids[clusters], labels, other, 2, 4).tolist() == [0, 1, 2, 3]
+
+
 def test_prior_from_features_through_kmeans() -> None:
     clusters, labels = labelled_clusters()
     centres = torch.eye(4)[torch.from_numpy(clusters)]
@@ -147,10 +187,14 @@ def soft_batch(b: int = 60, k: int = 4) -> torch.Tensor:
     return (3 * torch.randn(b, k, generator=torch_generator(5))).softmax(-1)
 
 
+def chances(b: int = 60, k: int = 4) -> torch.Tensor:
+    return torch.rand(b, k, generator=torch_generator(0))
+
+
 def test_no_exponents_keep_everybody() -> None:
     labels = torch.full((60,), -1)
     rates = bacon.keep_rates(labels, torch.tensor([9.0, 4.0, 2.0, 1.0]), torch.tensor(0.0), torch.tensor(0.0))
-    assert bool(bacon.keep_confident(soft_batch(), labels, rates, generator=torch_generator(0)).all())
+    assert bool(bacon.keep_confident(soft_batch(), labels, rates, chances()).all())
 
 
 def test_rates_depend_on_the_labels_of_the_batch() -> None:
@@ -167,7 +211,7 @@ def test_kept_number_has_the_right_mean_and_the_kept_are_the_most_confident() ->
     generator, totals = torch_generator(1), torch.zeros(4)
     is_free = labels == -1
     for _ in range(600):
-        keep = bacon.keep_confident(soft, labels, rates, generator=generator)
+        keep = bacon.keep_confident(soft, labels, rates, torch.rand(60, 4, generator=generator))
         assert bool(keep[:6].all())
         for c in range(4):
             mine = is_free & (preds == c)
@@ -181,7 +225,7 @@ def test_kept_number_has_the_right_mean_and_the_kept_are_the_most_confident() ->
 def test_resampling_of_a_stack_treats_rows_alike_at_rate_one_or_zero() -> None:
     soft, labels = torch.stack([soft_batch(), soft_batch().flip(0)]), torch.full((2, 60), -1)
     rates = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]])
-    keep = bacon.keep_confident(soft, labels, rates, generator=torch_generator(0))
+    keep = bacon.keep_confident(soft, labels, rates, chances().expand(2, 60, 4))
     assert bool(keep[0].all())
     assert not bool(keep[1].any())
 
@@ -266,7 +310,7 @@ def test_no_gradient_crosses_the_branches(is_soft: bool) -> None:
         given = torch.tensor([[0, 1, -1, -1, -1, -1]])
         losses = bacon_training.branch_losses(
             outputs.unflatten(0, (2, 6))[None], z[None], given, torch.tensor([[4.0, 3.0, 2.0, 1.0]]),
-            [bacon_methods.Method()], SETTINGS, int(is_soft), generator=torch_generator(0),
+            [bacon_methods.Method()], SETTINGS, int(is_soft), chances(6)[None],
         )  # fmt: skip
         losses[which].sum().backward()
         for name, parameter in branches.named_parameters():
@@ -280,9 +324,7 @@ def test_warmup_and_methods_decide_the_contrastive_loss() -> None:
     def loss_cl(method: bacon_methods.Method, epoch: int) -> float:
         counts = torch.tensor([[9.0, 3.0, 2.0, 1.0]])
         outputs, z = both[..., :4].unflatten(1, (2, 6)), both[..., 4:]
-        found = bacon_training.branch_losses(
-            outputs, z, given, counts, [method], SETTINGS, epoch, generator=torch_generator(0)
-        )
+        found = bacon_training.branch_losses(outputs, z, given, counts, [method], SETTINGS, epoch, chances(6)[None])
         return found[1].item()
 
     ours, gcd = bacon_methods.Method(), bacon_methods.Method(has_soft=False)
@@ -324,28 +366,61 @@ def test_fit_and_evaluate_run_and_estimates_are_clusters_of_the_training_set() -
     again = bacon_training.fit(
         images, problems, backbones, rows, views, SETTINGS, Recipe(6, 0.05, batch_size=16), seed=3
     )
-    for name, tensor in fitted.stack.weights.items():
-        torch.testing.assert_close(tensor, again.stack.weights[name])
+    for (one, _), (two, _) in zip(fitted.stacks, again.stacks, strict=True):
+        for name, tensor in one.weights.items():
+            torch.testing.assert_close(tensor, two.weights[name])
+
+
+def test_a_method_learns_the_same_alone_and_beside_other_architectures() -> None:
+    images, problems, backbones, views = small_task(2)
+    methods = bacon_methods.baselines(bacon_methods.Method())
+    recipe = Recipe(4, 0.05, batch_size=16)
+    mixed = [bacon_methods.Row(q, methods[n]) for q in (0, 1) for n in ("SimGCD", "BaCon")]
+    together = bacon_training.fit(images, problems, backbones, mixed, views, SETTINGS, recipe, seed=3)
+    assert [where for _, where in together.stacks] == [[1, 3], [0, 2]]
+    for (stack, where), index in ((together.stacks[1], 2), (together.stacks[0], 3)):
+        alone = bacon_training.fit(images, problems, backbones, [mixed[index]], views, SETTINGS, recipe, seed=3)
+        for name, tensor in stack.weights.items():
+            torch.testing.assert_close(
+                tensor[where.index(index)], alone.stacks[0][0].weights[name][0], atol=1e-4, rtol=1e-3
+            )
+    both = bacon_training.evaluate(together, images, problems, backbones, views, SETTINGS, seed=3)
+    single = bacon_training.evaluate(alone, images, problems, backbones, views, SETTINGS, seed=3)
+    for rule in ("kmeans", "pinned", "head"):
+        np.testing.assert_allclose(both[rule][3], single[rule][0], atol=0.11)  # one image of ten may flip
 
 
 def test_gcd_is_the_contrastive_branch_without_the_soft_loss_whatever_the_prior() -> None:
     images, problems, backbones, views = small_task()
     gcd = replace(bacon_methods.baselines(bacon_methods.Method())["GCD"], power=1.1)
     rows = [bacon_methods.Row(0, gcd), bacon_methods.Row(0, replace(gcd, power=0.0, tau_adj=0.0))]
-    weights = bacon_training.fit(
-        images, problems, backbones, rows, views, SETTINGS, Recipe(6, 0.05, batch_size=16), seed=3
-    ).stack.weights
+    weights = (
+        bacon_training.fit(images, problems, backbones, rows, views, SETTINGS, Recipe(6, 0.05, batch_size=16), seed=3)
+        .stacks[0][0]
+        .weights
+    )
     torch.testing.assert_close(
         weights["contrastive_block.inner.weight"][0], weights["contrastive_block.inner.weight"][1]
     )
     assert not torch.allclose(weights["class_block.inner.weight"][0], weights["class_block.inner.weight"][1])
 
 
-def test_mixed_architectures_are_refused() -> None:
-    images, problems, backbones, views = small_task()
-    rows = [bacon_methods.Row(0, m) for m in (bacon_methods.Method(), bacon_methods.Method(is_shared=True))]
-    with pytest.raises(ValueError, match="same architecture"):
-        bacon_training.fit(images, problems, backbones, rows, views, SETTINGS, Recipe(1, 0.1), seed=0)
+def test_problems_of_different_sizes_train_side_by_side_as_alone() -> None:
+    images, problems, backbones, views = small_task(2)
+    labels = torch.arange(4).repeat_interleave(40)
+    larger = bacon_data.draw_problem(labels, 2, largest=24, imbalance=1.0, n_test=10, generator=torch_generator(0))
+    ours = {"BaCon": bacon_methods.Method()}
+    recipe = Recipe(4, 0.05, batch_size=16)
+    both = bacon_experiment.compare(
+        images, [larger, problems[1]], backbones, ours, views, SETTINGS, recipe, seed=0
+    )["BaCon"]  # fmt: skip
+    alone = bacon_experiment.compare(images, [larger], backbones, ours, views, SETTINGS, recipe, seed=0)["BaCon"]
+    np.testing.assert_array_equal(both.priors.sum(-1)[0], [96, len(problems[1].train)])
+    np.testing.assert_allclose(both.priors[:, 0], alone.priors[:, 0], atol=2)
+    np.testing.assert_allclose(both.kmeans[0], alone.kmeans[0], atol=0.11)
+
+
+def test_an_unknown_prior_is_refused() -> None:
     with pytest.raises(ValueError, match="estimated, oracle"):
         bacon_methods.Method(prior="guess")
 
@@ -450,11 +525,13 @@ def test_pinned_points_stay_with_their_class_and_the_rest_follows() -> None:
     given = torch.full((60,), -1)
     given[:5], given[15:20] = 0, 1
     given[30] = 0  # a wrong label is pinned all the same
-    found = bacon_experiment.pinned_kmeans(features, given, 2, 4, rng=np.random.default_rng(0))
+    found = bacon_clustering.pinned_kmeans(features, given, 2, 4, rng=np.random.default_rng(0))
     assert found[30] == 0
     others = np.arange(60) != 30
     np.testing.assert_array_equal(found[:30], np.repeat([0, 1], 15))
-    assert (bacon_training.bacon.class_accuracy(found[others], labels.numpy()[others], 4) == 1).all()
+    assert (bacon.class_accuracy(found[others], labels.numpy()[others], 4) == 1).all()
+    with pytest.raises(ValueError, match="needs a labelled point"):
+        bacon_clustering.pinned_kmeans(features, given, 3, 4, rng=np.random.default_rng(0))
 
 
 def test_comparison_does_not_depend_on_how_rows_are_grouped_in_its_shapes() -> None:
@@ -468,8 +545,8 @@ def test_comparison_does_not_depend_on_how_rows_are_grouped_in_its_shapes() -> N
     assert found["SimGCD"].head.shape == (1, 4)
     np.testing.assert_array_equal(found["SimGCD"].priors, np.ones((1, 1, 4)))  # nothing estimated, nothing needed
     floor = bacon_experiment.trunk_floor(images, problems, backbones, views, SETTINGS, seed=0)
-    assert floor.pinned is not None
-    assert floor.pinned.shape == (2, 4)
+    assert floor["pinned"].shape == floor["kmeans"].shape == (2, 4)
+    assert found["BaCon"].pinned.shape == (2, 4)
 
 
 def test_pools_and_their_test_parts() -> None:
@@ -482,3 +559,15 @@ def test_pools_and_their_test_parts() -> None:
     assert len(images) == len(labels) == int(test.max()) + 1
     with pytest.raises(ValueError, match="8 x 8"):
         bacon_experiment.load_pool("penbased")
+
+
+def test_test_images_are_the_same_at_every_ratio_and_new_to_every_training_set() -> None:
+    labels = torch.arange(10).repeat_interleave(300)
+    drawn = [
+        bacon_data.draw_problem(labels, 5, largest=240, imbalance=r, n_test=50, generator=torch_generator(0))
+        for r in (20.0, 1.0, 50.0)
+    ]
+    for p in drawn:
+        assert torch.equal(p.test, drawn[0].test)
+        assert torch.equal(p.test_labels, drawn[0].test_labels)
+        assert not any(set(q.train.tolist()) & set(p.test.tolist()) for q in drawn)

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 UNLABELLED = -1
-_NEVER = -1e4  # a similarity that no softmax notices
 
 
 def teacher_temperature(epoch: float, *, start: float = 0.07, end: float = 0.04, warmup: float = 30.0) -> float:
@@ -95,8 +94,7 @@ def keep_confident(
     soft: Float[Tensor, "*s b k"],
     labels: Int[Tensor, "*s b"],
     rates: Float[Tensor, "*s k"],
-    *,
-    generator: torch.Generator,
+    uniforms: Float[Tensor, "*s b k"],
 ) -> Bool[Tensor, "*s b"]:
     r"""Re-sampling of the batch: which images take part in the soft contrastive loss.
 
@@ -107,12 +105,14 @@ def keep_confident(
         soft: soft labels $s$; predicted class and confidence are their arg max and maximum.
         labels: classes, -1 for unlabelled images.
         rates: $\rho$, see `keep_rates`.
-        generator: source of the numbers $m_c$.
+        uniforms: in [0, 1): $m_c$ counts those below $\rho_c$ among the first $N_c$ of column c. The same
+            numbers for several methods make them comparable.
     """
     confidence, preds = soft.max(-1)
     is_free = labels == UNLABELLED
     members = F.one_hot(preds, soft.shape[-1]) * is_free[..., None]
-    drawn = torch.binomial(members.sum(-2).to(rates.dtype), rates, generator=generator)
+    place = torch.arange(soft.shape[-2], device=soft.device)[:, None]
+    drawn = ((uniforms < rates[..., None, :]) & (place < members.sum(-2, keepdim=True))).sum(-2)
     order = confidence.argsort(dim=-1, descending=True, stable=True)
     sorted_members = members.gather(-2, order[..., None].expand_as(members))
     rank_sorted = ((sorted_members.cumsum(-2) - 1) * sorted_members).sum(-1)  # among its own predicted class
@@ -120,18 +120,16 @@ def keep_confident(
     return ~is_free | (rank < drawn.gather(-1, preds))
 
 
-def view_weights(weights: Float[Tensor, "*s b b"]) -> Float[Tensor, "*s 2*b 2*b"]:
-    """Weights of pairs of rows [view 1; view 2] from those of images: 1 for two views of one image, 0 for itself."""
-    b = weights.shape[-1]
-    other = torch.eye(b, dtype=torch.bool, device=weights.device)
-    across = weights.masked_fill(other, 1.0)
-    within = weights.masked_fill(other, 0.0)
-    return torch.cat([torch.cat([within, across], -1), torch.cat([across, within], -1)], -2)
+def similarities(z: Float[Tensor, "*s r d"]) -> Float[Tensor, "*s r r"]:
+    r"""Cosines $z_a\cdot z_b$ of unit vectors, $-\infty$ on the diagonal: no row is compared with itself."""
+    itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
+    return (z @ z.mT).masked_fill(itself, -torch.inf)
 
 
 def contrastive_loss(
-    similarity: Float[Tensor, "*s r r"],
-    weights: Float[Tensor, "*s r r"],
+    z: Float[Tensor, "*s r d"],
+    kernel: Float[Tensor, "*s r r"],
+    assignments: Float[Tensor, "*s b k"],
     keep: Bool[Tensor, "*s b"],
     temperature: float,
 ) -> Float[Tensor, "*s"]:
@@ -140,23 +138,27 @@ def contrastive_loss(
     $$L = -\frac1{2M}\sum_a\frac{\sum_{b \ne a}w_{ab}\log\bigl(e^{z_a\cdot z_b/\tau}/\sum_{b' \ne a}
     e^{z_a\cdot z_{b'}/\tau}\bigr)}{\sum_{b \ne a}w_{ab}}.$$
 
-    InfoNCE: $w = 1$ for the two views of an image only. SupCon: $w = 1$ within a class, labelled images kept.
-    Soft: $w_{ab} = s_a\cdot s_b$.
+    The weight is $w = 1$ for the two views of one image and $w_{ab} = s_a\cdot s_b$ for rows of different images.
+    InfoNCE: $s = 0$. SupCon: $s$ one-hot, labelled images kept. Soft: $s$ are soft labels. As $w$ has rank k apart from
+    the pairs of views, $\sum_b w_{ab}z_b$ never needs the matrix $w$.
 
     Args:
-        similarity: cosines $z_a\cdot z_b$ of the r = 2b rows.
-        weights: $w$ with zero diagonal, see `view_weights`.
+        z: unit vectors, r = 2b rows [view 1; view 2].
+        kernel: $e^{z_a\cdot z_b/\tau}$ with zero diagonal, see `similarities`; in float32 $\tau$ must be 0.02 at least.
+        assignments: $s$, one row per image.
         keep: the images that take part, $M$ of them; the loss is zero if there are none.
         temperature: $\tau$.
     """
-    rows = torch.cat([keep, keep], -1)
-    itself = torch.eye(rows.shape[-1], dtype=torch.bool, device=rows.device)
-    scaled = similarity / temperature
-    log_total = scaled.masked_fill(itself | ~rows[..., None, :], _NEVER).logsumexp(-1)
-    weights = weights * rows[..., None, :].to(weights.dtype)
-    positive = (weights * scaled).sum(-1) / weights.sum(-1).clamp(min=1e-12)
-    kept = rows.to(scaled.dtype)
-    return ((log_total - positive) * kept).sum(-1) / kept.sum(-1).clamp(min=1)
+    kept = keep.to(z.dtype)
+    log_total = (kernel @ torch.cat([kept, kept], -1)[..., None]).squeeze(-1).clamp(min=1e-30).log()
+    views = z.unflatten(-2, (2, -1))
+    both = views.sum(-3)  # sum of the two views of each image
+    own = assignments.square().sum(-1)  # weight of an image with itself, replaced by 1 for its other view
+    pull = assignments @ (assignments.mT @ (both * kept[..., None])) - own[..., None] * both
+    total = 2 * ((assignments * (assignments * kept[..., None]).sum(-2, keepdim=True)).sum(-1) - own) + 1
+    positive = (views * (pull[..., None, :, :] + views.flip(-3))).sum(-1) / (temperature * total[..., None, :])
+    loss = (log_total.unflatten(-1, (2, -1)) - positive).sum(-2) * kept
+    return loss.sum(-1) / (2 * kept.sum(-1)).clamp(min=1)
 
 
 def class_map(
@@ -203,6 +205,35 @@ def prior_from_clusters(
     counts[np.argsort(n_labels, kind="stable")] = np.sort(sizes[is_known])
     counts[n_known:] = np.sort(sizes[~is_known])[::-1]
     return counts
+
+
+def slot_classes(
+    clusters: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    truth: Int[np.ndarray, " n"],
+    n_known: int,
+    n_classes: int,
+) -> Int[np.ndarray, " k"]:
+    """True class of each slot of `prior_from_clusters`, to compare an estimate with the true sizes; not for training.
+
+    Known slots are their classes; clusters of novel slots are assigned to the novel classes by a Hungarian assignment
+    on the true labels.
+
+    Args:
+        clusters: cluster of each image, in `range(n_classes)`.
+        labels: known class of each labelled image, -1 for the others.
+        truth: true class of each image.
+        n_known: number of known classes.
+        n_classes: number of classes and of clusters.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    sizes = np.bincount(clusters, minlength=n_classes)
+    novel = (class_map(clusters, labels, n_known, n_classes) >= n_known).nonzero()[0]
+    novel = novel[np.argsort(sizes[novel], kind="stable")[::-1]]  # the order of the slots
+    hits = np.zeros((n_classes, n_classes))
+    np.add.at(hits, (clusters, truth), 1)
+    return np.r_[np.arange(n_known), n_known + linear_sum_assignment(hits[novel, n_known:], maximize=True)[1]]
 
 
 def kmeans(

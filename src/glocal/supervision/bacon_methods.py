@@ -41,12 +41,15 @@ class Method:
 
 
 def baselines(method: Method) -> dict[str, Method]:
-    """BaCon with the given settings, its baselines and its ablations."""
+    """BaCon with the given settings, its baselines and its ablations.
+
+    The pseudo-label branch that is trained beside GCD is the ablation with a uniform prior: with $p = 0$ nothing of the
+    contrastive branch reaches it.
+    """
     return {
         "BaCon": method,
         "SimGCD": replace(method, power=0.0, has_soft=False, is_shared=True),
         "GCD": replace(method, power=0.0, has_soft=False),
-        "uniform prior": replace(method, power=0.0),
         "oracle prior": replace(method, prior="oracle"),
         "no re-sampling": replace(method, alpha=0.0, beta=0.0),
         "no logit adjustment": replace(method, tau_adj=0.0),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glocal.nn.networks import MLP, build
 from glocal.nn.stack import NetworkStack
 from glocal.nn.training import Recipe, minibatches, train
-from glocal.supervision.bacon import contrastive_loss, view_weights
+from glocal.supervision.bacon import contrastive_loss, similarities
 from glocal.supervision.bacon_data import Views
 
 
@@ -177,14 +177,14 @@ def pretrain(
     subsets = [subset.to(device) for subset in subsets]
     batches = minibatches(subsets, recipe.batch_size, recipe.n_steps, generators=generators)
     b = batches.shape[-1]
-    weights = view_weights(torch.zeros(len(stack), b, b, device=device))
+    alone = torch.zeros(len(stack), b, 1, device=device)  # only the other view attracts
     keep = torch.ones(len(stack), b, dtype=torch.bool, device=device)
 
     def loss_at(step: int) -> Float[Tensor, " s"]:
         both = zip(batches[step], generators, strict=True)
         x = torch.stack([views.random(images[index.repeat(2)], generator=g) for index, g in both])
         z = stack(x)
-        return contrastive_loss(z @ z.mT, weights, keep, temperature)
+        return contrastive_loss(z, (similarities(z) / temperature).exp(), alone, keep, temperature)
 
     train(stack.parameters(), loss_at, recipe)
     backbones = []

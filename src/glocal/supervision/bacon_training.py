@@ -1,7 +1,7 @@
 r"""Training BaCon, its ablations, GCD and SimGCD side by side, and their evaluation.
 
-A *row* is one method on one problem; rows of one call share architecture, budget and size of the training set. Rows on
-one problem see the same batches and the same views.
+A *row* is one method on one problem; rows of one call share the budget. Rows on one
+problem see the same batches and the same views.
 
 s rows, q problems, n training images, k classes.
 """
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glocal.nn.stack import NetworkStack, predict
 from glocal.nn.training import Recipe, train
 from glocal.seeding import derive_seed, torch_generator
-from glocal.supervision import bacon
+from glocal.supervision import bacon, bacon_clustering
 from glocal.supervision.bacon_data import Problem, Views
 from glocal.supervision.bacon_methods import Method, Row, Settings
 from glocal.supervision.bacon_networks import Backbone, make_branches
@@ -25,16 +26,16 @@ from glocal.supervision.bacon_networks import Backbone, make_branches
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained stack.
+    """Trained networks.
 
     Args:
-        stack: the networks, one per row.
+        stacks: one stack for each architecture, with the positions of its networks in `rows`.
         rows: what they are.
-        priors: estimated class sizes at each estimation, for every row.
+        priors: class sizes in use after each estimation, for every row, by true class (see `bacon.slot_classes`).
         epochs: when they were estimated.
     """
 
-    stack: NetworkStack
+    stacks: Sequence[tuple[NetworkStack, list[int]]]
     rows: Sequence[Row]
     priors: Float[np.ndarray, "e s k"]
     epochs: Sequence[int]
@@ -48,8 +49,7 @@ def branch_losses(
     methods: Sequence[Method],
     settings: Settings,
     epoch: int,
-    *,
-    generator: torch.Generator,
+    uniforms: Float[Tensor, "s b k"],
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
     r"""Losses of the pseudo-label and of the contrastive branch; neither sends a gradient to the other branch.
 
@@ -64,33 +64,32 @@ def branch_losses(
         methods: one per row.
         settings: shared settings.
         epoch: current epoch.
-        generator: source of the re-sampling.
+        uniforms: random numbers of the re-sampling, see `bacon.keep_confident`.
     """
 
     def each(name: str) -> Float[Tensor, " s"]:
         return torch.tensor([float(getattr(method, name)) for method in methods], device=z.device)
 
-    lam, b = settings.lam, given.shape[-1]
+    lam = settings.lam
     tau_teacher = bacon.teacher_temperature(float(epoch), warmup=settings.teacher_epochs)
     distilled = bacon.self_distillation(outputs, settings.tau, tau_teacher)
     mean_probs = (outputs / settings.tau).softmax(-1).mean((-3, -2))
     regular = bacon.prior_regularizer(mean_probs, counts, each("power"))
     loss_ce = (1 - lam) * (distilled + regular) + lam * bacon.known_cross_entropy(outputs, given, settings.tau)
 
-    similarity = z @ z.mT
-    everyone = torch.ones_like(given, dtype=torch.bool)
-    pairs = bacon.view_weights(torch.zeros(*given.shape, b, device=z.device))
-    nce = bacon.contrastive_loss(similarity, pairs, everyone, settings.tau_nce)
-    same = (given[..., None] == given[..., None, :]).to(z.dtype)
-    sup = bacon.contrastive_loss(similarity, bacon.view_weights(same), given != bacon.UNLABELLED, settings.tau_con)
+    similarity = bacon.similarities(z)
+    kernel = (similarity / settings.tau_con).exp()
+    alone, everyone = torch.zeros(*given.shape, 1, device=z.device), torch.ones_like(given, dtype=torch.bool)
+    nce = bacon.contrastive_loss(z, (similarity / settings.tau_nce).exp(), alone, everyone, settings.tau_nce)
+    onehot = F.one_hot(given.clamp(min=0), counts.shape[-1]).to(z.dtype)
+    sup = bacon.contrastive_loss(z, kernel, onehot, given != bacon.UNLABELLED, settings.tau_con)
     has_soft = each("has_soft") * float(epoch >= settings.warmup)
     loss_cl = (1 - lam) * nce + lam * (1 - has_soft / 2) * sup
     if bool(has_soft.any()):
         soft = bacon.soft_labels(outputs, counts, settings.tau, each("tau_adj"))
         rates = bacon.keep_rates(given, counts, each("alpha"), each("beta"))
-        keep = bacon.keep_confident(soft, given, rates, generator=generator)
-        transfer = bacon.contrastive_loss(similarity, bacon.view_weights(soft @ soft.mT), keep, settings.tau_con)
-        loss_cl = loss_cl + lam / 2 * has_soft * transfer
+        keep = bacon.keep_confident(soft, given, rates, uniforms)
+        loss_cl = loss_cl + lam / 2 * has_soft * bacon.contrastive_loss(z, kernel, soft, keep, settings.tau_con)
     return loss_ce, loss_cl
 
 
@@ -103,11 +102,23 @@ def plain_inputs(
 
 
 def row_features(
-    stack: NetworkStack, inputs: Mapping[int, Tensor], rows: Sequence[Row], method: str, batch_size: int = 256
-) -> list[Float[Tensor, "n _"]]:
-    """Outputs of `method` of each row's network on the inputs of its problem."""
-    x = torch.stack([inputs[row.problem] for row in rows])
-    return list(predict(stack, x, method=method, batch_size=batch_size))
+    stacks: Sequence[tuple[NetworkStack, list[int]]],
+    inputs: Mapping[int, Tensor],
+    rows: Sequence[Row],
+    method: str,
+    wanted: Sequence[int] | None = None,
+    batch_size: int = 256,
+) -> dict[int, Float[Tensor, "n _"]]:
+    """Outputs of `method` of the networks at the positions `wanted` (all of them by default), by position in `rows`."""
+    found: dict[int, Tensor] = {}
+    for stack, where in stacks:
+        mine = [(i, index) for i, index in enumerate(where) if wanted is None or index in wanted]
+        for n in {len(inputs[rows[index].problem]) for _, index in mine}:  # as many images at a time
+            same = [(i, index) for i, index in mine if len(inputs[rows[index].problem]) == n]
+            x = torch.stack([inputs[rows[index].problem] for _, index in same])
+            values = predict(stack.select([i for i, _ in same]), x, method=method, batch_size=batch_size)
+            found |= dict(zip((index for _, index in same), values, strict=True))
+    return found
 
 
 def true_counts(problem: Problem) -> Float[np.ndarray, " k"]:
@@ -127,40 +138,37 @@ def fit(
     *,
     seed: int,
 ) -> Fitted:
-    """Train all rows side by side.
+    """Train all rows side by side, those of either architecture as one stack.
 
     Args:
         images: the pool, on the device of the training.
-        problems: all with the same number of training images.
+        problems: draws of the task, with the same numbers of classes and of test images.
         backbones: frozen trunk and last block of each problem.
-        rows: methods and problems; all with one branch or all with two.
+        rows: methods and problems.
         views: augmentation.
         settings: shared settings.
         recipe: budget of both branches, the same SGD for either.
         seed: weights of the heads, batches and views derive from it and the index of the problem.
-
-    Raises:
-        ValueError: if rows with one and with two branches are mixed.
     """
-    if len({row.method.is_shared for row in rows}) > 1:
-        raise ValueError("rows of one call need the same architecture, got one and two branches: fit them separately")
     device, n_classes, b = images.device, problems[0].n_classes, recipe.batch_size
     where = [row.problem for row in rows]
     used = sorted(set(where))
     slot = torch.tensor([used.index(q) for q in where], device=device)
-    stack = NetworkStack(
-        [
+    stacks = []
+    for is_shared in sorted({row.method.is_shared for row in rows}):
+        mine = [i for i, row in enumerate(rows) if row.method.is_shared == is_shared]
+        branches = [
             make_branches(
-                backbones[row.problem],
+                backbones[where[i]],
                 n_classes,
                 widths=settings.widths,
                 n_outputs=settings.n_outputs,
-                is_shared=row.method.is_shared,
-                generator=torch_generator(seed, "heads", row.problem, device=device),
+                is_shared=is_shared,
+                generator=torch_generator(seed, "heads", where[i], device=device),
             )
-            for row in rows
+            for i in mine
         ]
-    )
+        stacks.append((NetworkStack(branches), mine))
     draws = [
         problems[q].sampling_weights.multinomial(
             recipe.n_steps * b, replacement=True, generator=torch_generator(seed, "batches", q)
@@ -170,28 +178,28 @@ def fit(
     pool_index = torch.stack([problems[q].train[d] for q, d in zip(used, draws, strict=True)]).to(device)
     all_given = torch.stack([problems[q].given[d] for q, d in zip(used, draws, strict=True)]).to(device)
     generators = [torch_generator(seed, "views", q, device=device) for q in used]
-    chance = torch_generator(seed, "re-sampling", device=device)
-    inputs = {}
-    if any(row.method.needs_estimate for row in rows):
-        inputs = {q: plain_inputs(images[problems[q].train.to(device)], backbones[q], views) for q in used}
-    oracle = [true_counts(problems[q]) for q in where]
-    methods = [row.method for row in rows]
-    needed = [i for i, method in enumerate(methods) if method.needs_estimate]
-    uses_oracle = np.array([[method.prior == "oracle"] for method in methods])
-    start = np.where(uses_oracle, np.stack(oracle), 1.0)  # uniform where nothing is estimated
+    chances = [torch_generator(seed, "re-sampling", q, device=device) for q in used]
+    estimating = {where[i] for i, row in enumerate(rows) if row.method.needs_estimate}
+    inputs = {q: plain_inputs(images[problems[q].train.to(device)], backbones[q], views) for q in estimating}
+    uses_oracle = np.array([[row.method.prior == "oracle"] for row in rows])
+    oracle = np.stack([true_counts(problems[q]) for q in where])
+    start = np.where(uses_oracle, oracle, 1.0)  # uniform where nothing is estimated
     counts = torch.tensor(start, dtype=images.dtype, device=device)
+    by_class = np.where(uses_oracle, np.array([problems[q].counts for q in where]), 1.0)  # the same, by true class
     history: list[np.ndarray] = []
     epochs: list[int] = []
 
     def estimate(epoch: int) -> None:
-        features = row_features(stack, inputs, rows, "contrastive_features") if needed else []
-        for i in needed:
+        needed = [i for i, row in enumerate(rows) if row.method.needs_estimate]
+        for i, features in row_features(stacks, inputs, rows, "contrastive_features", needed).items():
             problem = problems[where[i]]
             state = derive_seed(seed, "estimate", where[i], epoch) % 2**32
-            clusters = bacon.kmeans(features[i], n_classes, n_init=settings.est_init, random_state=state)
+            clusters = bacon.kmeans(features, n_classes, n_init=settings.est_init, random_state=state)
             found = bacon.prior_from_clusters(clusters, problem.given.numpy(), problem.n_known, n_classes)
             counts[i] = torch.from_numpy(found).to(counts)
-        history.append(counts.double().cpu().numpy())
+            given, truth = problem.given.numpy(), problem.train_labels.numpy()
+            by_class[i, bacon.slot_classes(clusters, given, truth, problem.n_known, n_classes)] = found
+        history.append(by_class.copy())
         epochs.append(epoch)
 
     def loss_at(step: int) -> Float[Tensor, " s"]:
@@ -199,19 +207,23 @@ def fit(
         if step % (settings.epoch_steps * settings.est_freq) == 0:
             estimate(epoch)
         part = slice(step * b, (step + 1) * b)
-        tokens = []
+        losses = []
         with torch.no_grad():
-            for index, q, generator in zip(pool_index[:, part], used, generators, strict=True):
-                tokens.append(backbones[q].trunk(views.random(images[index].repeat(2, 1, 1, 1), generator=generator)))
-        both = stack(torch.stack(tokens)[slot])
-        outputs = both[..., :n_classes].unflatten(1, (2, b))
-        losses = branch_losses(
-            outputs, both[..., n_classes:], all_given[slot, part], counts, methods, settings, epoch, generator=chance
-        )
-        return losses[0] + losses[1]  # no gradient crosses, so that each branch descends its own loss
+            batches = zip(pool_index[:, part], used, generators, strict=True)
+            tokens = torch.stack(
+                [backbones[q].trunk(views.random(images[i].repeat(2, 1, 1, 1), generator=g)) for i, q, g in batches]
+            )
+        uniforms = torch.stack([torch.rand(b, n_classes, generator=g, device=device) for g in chances])
+        for stack, mine in stacks:
+            both = stack(tokens[slot[mine]])
+            outputs, z = both[..., :n_classes].unflatten(1, (2, b)), both[..., n_classes:]
+            methods, given = [rows[i].method for i in mine], all_given[slot[mine], part]
+            pair = branch_losses(outputs, z, given, counts[mine], methods, settings, epoch, uniforms[slot[mine]])
+            losses.append(pair[0] + pair[1])  # no gradient crosses, so that each branch descends its own loss
+        return torch.cat(losses)
 
-    train(stack.parameters(), loss_at, recipe)
-    return Fitted(stack, list(rows), np.stack(history), epochs)
+    train([weight for stack, _ in stacks for weight in stack.parameters()], loss_at, recipe)
+    return Fitted(stacks, list(rows), np.stack(history), epochs)
 
 
 def evaluate(
@@ -227,20 +239,29 @@ def evaluate(
     """Accuracy of each class on the balanced test set, for every row, under one assignment over all classes.
 
     Returns:
-        `kmeans`: k-means on the contrastive branch's backbone features; `head`: arg max of the pseudo-label branch.
+        `kmeans`: k-means on the backbone features of the contrastive branch; `pinned`: `pinned_kmeans` on them and
+        those of the labelled training images; `head`: arg max of the pseudo-label branch.
     """
-    used = sorted({row.problem for row in fitted.rows})
-    inputs = {q: plain_inputs(images[problems[q].test.to(images.device)], backbones[q], views) for q in used}
-    features = row_features(fitted.stack, inputs, fitted.rows, "contrastive_features")
-    outputs = row_features(fitted.stack, inputs, fitted.rows, "class_outputs")
-    found: dict[str, list[np.ndarray]] = {"kmeans": [], "head": []}
-    for row, f, o in zip(fitted.rows, features, outputs, strict=True):
-        problem = problems[row.problem]
-        labels, k = problem.test_labels.numpy(), problem.n_classes
-        state = derive_seed(seed, "evaluate", row.problem) % 2**32
-        clusters = bacon.kmeans(f, k, n_init=settings.eval_init, random_state=state)
-        found["kmeans"].append(bacon.class_accuracy(clusters, labels, k))
-        found["head"].append(bacon.class_accuracy(o.argmax(-1).cpu().numpy(), labels, k))
+    rows, used = fitted.rows, sorted({row.problem for row in fitted.rows})
+    test, labelled, given = {}, {}, {}
+    for q in used:
+        mask = problems[q].given != bacon.UNLABELLED
+        given[q] = problems[q].given[mask]
+        test[q] = plain_inputs(images[problems[q].test.to(images.device)], backbones[q], views)
+        labelled[q] = plain_inputs(images[problems[q].train[mask].to(images.device)], backbones[q], views)
+    features = row_features(fitted.stacks, test, rows, "contrastive_features")
+    anchors = row_features(fitted.stacks, labelled, rows, "contrastive_features")
+    outputs = row_features(fitted.stacks, test, rows, "class_outputs")
+    found: dict[str, list[np.ndarray]] = {"kmeans": [], "pinned": [], "head": []}
+    for i, row in enumerate(rows):
+        problem, q = problems[row.problem], row.problem
+        state = derive_seed(seed, "evaluate", q) % 2**32
+        preds = bacon_clustering.cluster_test(
+            features[i], anchors[i], given[q], problem.n_known, problem.n_classes, settings.eval_init, state
+        )
+        preds["head"] = outputs[i].argmax(-1).cpu().numpy()
+        for rule, values in found.items():
+            values.append(bacon.class_accuracy(preds[rule], problem.test_labels.numpy(), problem.n_classes))
     return {name: np.stack(values) for name, values in found.items()}
 
 
