@@ -4,7 +4,6 @@ Measured with PyTorch Geometric's own layers on one graph, for back-propagation 
 """
 
 import itertools
-from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,28 +12,8 @@ from torch import Tensor, nn
 from glocal.data.pyg import data_class
 from glocal.graphs.forwardgnn import Runs, augmented_features, augmented_graph, sf_logits
 from glocal.graphs.forwardgnn_layers import unit_rows
+from glocal.graphs.memory import saved_bytes
 from glocal.graphs.node_classification import seeded
-
-
-def saved_bytes(forward: Callable[[], Tensor], excluded: Iterable[Tensor] = ()) -> int:
-    """Bytes held for the backward pass of `forward()` at the moment when it would start.
-
-    Args:
-        forward: computes the loss.
-        excluded: tensors that exist anyway, such as parameters.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
-    held: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = tensor  # keeps it alive, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 
 def pyg_layer(kind: str, n_in: int, n_out: int, *, n_heads: int = 4) -> nn.Module:

@@ -1,9 +1,7 @@
 """Graphs on which TEDDY is tried besides the citation graph, and what pruning does to a graph."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,22 +112,6 @@ def repeated_task(task: NodeTask, times: int) -> NodeTask:
     return NodeTask(
         task.x.repeat(times, 1), edges, task.y.repeat(times), task.train, task.val, task.test, task.n_classes
     )
-
-
-def saved_bytes(compute: Callable[[], Any]) -> int:
-    """Bytes that automatic differentiation keeps for the backward pass of `compute`, every storage counted once."""
-    storages: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        if tensor.layout == torch.strided:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        kept = compute()
-    del kept
-    return sum(storages.values())
 
 
 def fitted_exponent(sizes: Float[Tensor, " s"], costs: Float[Tensor, " s"]) -> float:
