@@ -163,7 +163,7 @@ def train_contrast(
     asked = (branch_rows(runs.val, k, size), branch_rows(runs.test, k, size))
     sums = [runs.x.new_zeros(b, k, nodes.shape[1]) for nodes in (runs.val, runs.test)]
     scores, layers = [], []
-    for _ in range(n_layers):
+    for depth in range(n_layers):
         layer = make_layer(kind, b, states[0].shape[2], n_hidden, n_heads=n_heads, generator=generator)
         inputs = [unit_rows(state) for state in states]
         prepared = layer.prepare(graphs[0], inputs[0], branch_rows(runs.train, n_branches, size))
@@ -187,9 +187,10 @@ def train_contrast(
         with torch.no_grad():
             prepared_test = layer.prepare(graphs[2], inputs[2], asked[1])
             sums = [total + class_scores(part) for total, part in zip(sums, (prepared_val, prepared_test), strict=True)]
-            states = [layer(layer.prepare(graph, x)).relu() for graph, x in zip(graphs, inputs, strict=True)]
-            if variant == "virtual":
-                states[0] = positive_outputs(states[0], n_branches)
+            if depth + 1 < n_layers:  # nobody reads the outputs of the last layer
+                states = [layer(layer.prepare(graph, x)).relu() for graph, x in zip(graphs, inputs, strict=True)]
+                if variant == "virtual":
+                    states[0] = positive_outputs(states[0], n_branches)
         scores.append(_by_node(runs, sums))
         layers.append(layer)
     stacked = torch.stack(scores)
