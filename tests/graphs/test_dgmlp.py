@@ -10,16 +10,15 @@ from glocal.graphs import dgmlp
 from glocal.graphs.dgmlp_baselines import HopAttention, PropagatedPredictions
 from glocal.graphs.dgmlp_networks import (
     Design,
-    Parts,
     StackedNetwork,
-    fit_stack,
     gcn,
     gcn_few_propagations,
     gcn_few_transformations,
     perceptron,
     propagate,
-    tune,
 )
+from glocal.graphs.dgmlp_reach import receptive_fields
+from glocal.graphs.dgmlp_training import Parts, fit_stack, tune
 from glocal.graphs.sparse import propagation_operator
 from glocal.seeding import torch_generator
 
@@ -183,6 +182,18 @@ def test_residual_layers_without_weights_do_nothing():
     assert torch.allclose(dense(x), h3 @ dense.weights[3])
 
 
+def test_few_transformations_propagate_half_before_each():
+    edges, x = connected(), features(20)
+    operator = propagation_operator(edges, 20, dtype=torch.float64)
+    model = network(gcn_few_transformations(6))
+    for bias in model.biases:
+        bias.data.normal_(generator=torch_generator(0, "bias"))
+    dense = torch.linalg.matrix_power(operator.matrix.to_dense(), 3)
+    hidden = (dense @ x @ model.weights[0] + model.biases[0]).relu()
+    expected = dense @ hidden @ model.weights[1] + model.biases[1]
+    assert torch.allclose(model((dense @ x).expand(2, -1, -1), operator), expected)
+
+
 def test_initial_connection_mixes_with_the_first_output():
     x = features(20).expand(2, -1, -1)
     model = network(perceptron(3, "initial"))
@@ -250,6 +261,113 @@ def test_side_by_side_equals_alone():
         assert together.train[run] == right[parts.train[run]].double().mean()
 
 
+def test_every_copy_may_have_its_own_rate_and_decay():
+    parts, x = toy_parts()
+    rates, decays = torch.tensor([0.01, 0.1]), torch.tensor([0.0, 0.5])
+
+    def weights_after(runs, rows, **options):
+        model = StackedNetwork(perceptron(2), 5, 7, 3, runs=runs, generator=torch_generator(0, "rates"))
+        chosen = Parts(parts.y, parts.train[rows], parts.val[rows], parts.test[rows])
+        fit = fit_stack(model, x, chosen, epochs=12, eval_every=4, **options)
+        return fit, [weight.detach() for weight in model.weights]
+
+    zeros = torch.zeros(2).long()
+    joint, together = weights_after(zeros, [0, 0], lr=rates, weight_decay=decays)
+    for copy, fit in enumerate(joint.split(2)):
+        single, alone = weights_after(zeros[:1], [0], lr=float(rates[copy]), weight_decay=float(decays[copy]))
+        assert torch.equal(fit.val, single.val)
+        assert torch.equal(fit.test, single.test)
+        for a, b in zip(together, alone, strict=True):
+            assert torch.allclose(a[copy], b[0], atol=1e-5)
+    assert not torch.allclose(together[0][0], together[0][1], atol=0.01)
+
+
+def test_every_copy_ends_at_its_best_epoch():
+    parts, x = toy_parts()
+    x = x + 2 * torch.randn(x.shape, generator=torch_generator(0, "noise"))
+    model = StackedNetwork(perceptron(2), 5, 7, 3, runs=RUNS, generator=torch_generator(0, "best"))
+    fit = fit_stack(model, x, parts, epochs=40, eval_every=1, lr=1.0)
+    right = model(x.expand(2, -1, -1)).argmax(-1) == parts.y
+    for run in range(2):
+        assert right[run, parts.val[run]].double().mean() == fit.val[run]
+        assert right[run, parts.test[run]].double().mean() == fit.test[run]
+
+
+def test_shared_features_and_missing_test_nodes_change_nothing_else():
+    parts, x = toy_parts()
+
+    def fitted(x, parts):
+        model = StackedNetwork(perceptron(2), 5, 7, 3, runs=RUNS, generator=torch_generator(0, "shared"))
+        return fit_stack(model, x, parts, epochs=12, eval_every=4)
+
+    shared, own = fitted(x, parts), fitted(x.expand(2, -1, -1).contiguous(), parts)
+    blind = fitted(x, Parts(parts.y, parts.train, parts.val, parts.test[:, :0]))
+    assert torch.equal(shared.val, own.val)
+    assert torch.equal(shared.test, own.test)
+    assert torch.equal(shared.val, blind.val)
+    assert blind.test.isnan().all()
+
+
+def test_dropout_spares_the_copies_without_it():
+    x = features(4000, 5, torch.float32).expand(2, -1, -1)
+    options = {"runs": torch.zeros(2).long(), "dropout": torch.tensor([0.0, 0.5])}
+    model = StackedNetwork(perceptron(1), 5, 1, 3, generator=torch_generator(0, "mask"), **options)
+    model.weights[0].data = torch.eye(5)[:, :3].repeat(2, 1, 1)
+    logits = model.train()(x)
+    assert torch.equal(logits[0], x[0, :, :3])
+    kept = logits[1] != 0
+    assert torch.allclose(logits[1][kept], 2 * x[1, :, :3][kept])
+    assert abs(kept.double().mean() - 0.5) < 0.02
+    assert torch.equal(model.eval()(x)[1], x[1, :, :3])
+
+
+def test_no_epochs_are_an_error():
+    parts, x = toy_parts()
+    model = StackedNetwork(perceptron(1), 5, 1, 3, runs=RUNS, generator=torch_generator(0, "none"))
+    with pytest.raises(ValueError, match="epochs and eval_every must be at least 1, got 0 and 10"):
+        fit_stack(model, x, parts, epochs=0)
+
+
+@pytest.mark.parametrize("r", [0.5, 0.0])
+@pytest.mark.parametrize("design", [gcn(2), gcn(4, "residual"), gcn_few_transformations(6)])
+def test_receptive_fields_give_the_outputs_and_gradients_of_the_whole_graph(design, r):
+    edges = edges_of(nx.path_graph(40))
+    operator, x = propagation_operator(edges, 40, r=r, dtype=torch.float64), features(40).expand(2, -1, -1)
+    targets = torch.tensor([[0, 20], [5, 39]])
+    copies = torch.arange(2)[:, None]
+    model = network(design)
+    field = receptive_fields(operator, targets, model.reach)
+    assert field.nodes.shape[1] < 40
+    outputs = []
+    for whole in (True, False):
+        model.zero_grad()
+        inputs = x if whole else x[copies, field.nodes]
+        logits = model(inputs, operator if whole else field.operator)[copies, targets if whole else field.targets]
+        logits.square().sum().backward()
+        outputs.append([logits.detach(), *(weight.grad.clone() for weight in model.weights)])
+    for a, b in zip(*outputs, strict=True):
+        assert torch.allclose(a, b)
+    short = receptive_fields(operator, targets, model.reach - 1)  # one step less is not enough
+    wrong = model(x[copies, short.nodes], short.operator)[copies, short.targets]
+    assert not torch.allclose(wrong, outputs[0][0])
+
+
+@pytest.mark.parametrize("design", [gcn(2), gcn_few_transformations(4)])
+def test_training_on_receptive_fields_equals_training_on_the_whole_graph(design):
+    parts, x = toy_parts()
+    operator = propagation_operator(edges_of(nx.cycle_graph(30)), 30)
+    fits, weights = [], []
+    for whole in (True, False):
+        model = StackedNetwork(design, 5, 7, 3, runs=RUNS, generator=torch_generator(0, "whole"))
+        fits.append(fit_stack(model, x, parts, operator=operator, epochs=12, whole_graph=whole))
+        weights.append([weight.detach() for weight in model.weights])
+    assert torch.equal(fits[0].test, fits[1].test)
+    for a, b in zip(*weights, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match="operator must be given for a design that propagates"):
+        fit_stack(model, x, parts, epochs=1)
+
+
 def test_whole_graph_training_reads_the_same_nodes():
     parts, x = toy_parts()
     operator = propagation_operator(torch.tensor([[0], [0]])[:, :0], 30)  # loops only: propagation does nothing
@@ -259,25 +377,6 @@ def test_whole_graph_training_reads_the_same_nodes():
         fits.append(fit_stack(model, x, parts, operator=operator, epochs=12))
     assert torch.equal(fits[0].test, fits[1].test)
     assert torch.equal(fits[0].val, fits[1].val)
-
-
-def test_dropout_acts_in_training_only_and_per_copy():
-    x = features(200).float().expand(2, -1, -1)
-    model = StackedNetwork(
-        perceptron(1),
-        5,
-        7,
-        3,
-        runs=torch.zeros(2).long(),
-        dropout=torch.tensor([0.0, 0.5]),
-        generator=torch_generator(0, "drop"),
-    )
-    model.train()
-    noisy = model(x)
-    model.eval()
-    assert torch.equal(noisy[0], model(x)[0])
-    assert not torch.allclose(noisy[1], model(x)[1])
-    assert torch.equal(model(x)[0], model(x)[1])
 
 
 def test_tuning_takes_the_best_on_validation():

@@ -23,7 +23,7 @@ from glocal.graphs.largegt_data import (
     two_view_graph,
 )
 from glocal.graphs.largegt_global import Codebook, GlobalModule, counted_attention
-from glocal.graphs.largegt_measures import all_queries, codebook_error, hops_seen, resampled
+from glocal.graphs.largegt_measures import all_queries, codebook_errors, hops_seen, least_seconds, resampled
 from glocal.graphs.largegt_tokens import (
     TokenBank,
     adjacency,
@@ -35,7 +35,7 @@ from glocal.graphs.largegt_tokens import (
     spectral_encoding,
     two_hop_samples,
 )
-from glocal.graphs.largegt_training import HopMLP, NeighborSampler, SampledSAGE, fit_batches
+from glocal.graphs.largegt_training import HopMLP, NeighborSampler, SampledSAGE, fit_batches, training_step
 from glocal.graphs.node_tasks import edge_homophily
 from glocal.seeding import numpy_generator, torch_generator
 
@@ -350,8 +350,24 @@ def test_exact_memory_equals_a_codebook_of_all_nodes():
 def test_codebook_error_falls_with_its_size():
     net = model("global").eval()
     memory = torch.randn(20, 8, generator=generator("memory")).repeat(10, 1)  # 20 places, ten nodes on each
-    errors = [codebook_error(net, memory, m, generator=generator("error")) for m in (2, 200)]
+    errors = codebook_errors(net, memory, [2, 200], generator=generator("error"))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_least_seconds_visits_in_turn_and_forgets_the_first_round():
+    visits, times = [], {"a": [[0, 0], [5, 1], [3, 4]], "b": [[1, 1], [2, 2], [7, 9]]}
+
+    def case(name):
+        def visit():
+            visits.append(name)
+            return np.array(times[name][visits.count(name) - 1], dtype=float)
+
+        return visit
+
+    np.testing.assert_array_equal(least_seconds([case("a"), case("b")], 2), [[3, 1], [2, 2]])
+    assert visits == ["a", "b"] * 3
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        least_seconds([case("a")], 0)
 
 
 def test_neighbor_sampler_takes_everything_when_the_fan_out_is_large():
@@ -421,8 +437,10 @@ def test_all_models_learn_an_easy_graph():
     for name, (net, load) in models.items():
         fit = fit_batches(net, load, task, lr=0.01, epochs=12, batch_size=16, eval_every=4, generator=generator("fit"))
         assert fit.test_accuracy > 0.8, name
-        assert fit.loader_seconds > 0
-        assert fit.epoch_seconds == fit.loader_seconds + fit.model_seconds
+        seconds = training_step(net, load, task.train[:16], task.y, torch.optim.SGD(net.parameters()))
+        assert seconds.shape == (2,)
+        assert (seconds >= 0).all()
+        assert seconds.sum() > 0
         assert fit.best_epoch in (4, 8, 12)
     with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
         fit_batches(net, load, task, batch_size=1, generator=generator())

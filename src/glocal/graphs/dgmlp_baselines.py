@@ -83,7 +83,7 @@ class PropagatedPredictions(StackedNetwork):
         super().__init__(
             perceptron(depth), n_features, n_hidden, n_classes, runs=runs, dropout=dropout, generator=generator
         )
-        self.n_steps, self.alpha, self.is_decoupled = n_steps, alpha, False
+        self.n_steps, self.alpha, self.is_decoupled, self.reach = n_steps, alpha, False, n_steps
 
     def forward(self, x: Float[Tensor, "b n f"], operator: SparseOperator | None = None) -> Float[Tensor, "b n k"]:
         """Logits of all nodes; the operator must be given."""
@@ -91,5 +91,5 @@ class PropagatedPredictions(StackedNetwork):
             raise ValueError("operator must be given: predictions are propagated")
         z = own = super().forward(x)
         for _ in range(self.n_steps):
-            z = (1 - self.alpha) * propagate(z, operator, 1) + self.alpha * own
+            z = torch.lerp(propagate(z, operator, 1), own, self.alpha)
         return z

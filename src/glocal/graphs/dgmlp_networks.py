@@ -1,16 +1,14 @@
-r"""Networks that separate propagation depth $D_p$ from transformation depth $D_t$; many runs train side by side.
+r"""Networks that separate propagation depth $D_p$ from transformation depth $D_t$; many runs side by side.
 
 Zhang et al., *Evaluating Deep Graph Neural Networks* (arXiv:2108.00955), and its later version on AIR (KDD 2022).
 """
 
 import itertools
 import math
-import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glocal.graphs.sparse import SparseOperator
@@ -107,7 +105,10 @@ class StackedNetwork(nn.Module):
         n_gates = max(depth - 2, 0) if design.connection == "initial" else 0
         self.gates = nn.ParameterList(uniform(2 * n_hidden, 1) for _ in range(n_gates))
         self.design, self.generator, self.is_decoupled = design, generator, design.is_decoupled
-        self.keep = 1 - torch.as_tensor(dropout, device=device).expand(len(runs))[:, None, None]
+        self.reach = sum(design.schedule[1:])  # propagations that forward carries out
+        keep = 1 - torch.as_tensor(dropout, device=device).expand(len(runs))
+        self.dropping = (keep < 1).nonzero().flatten()  # copies with dropout
+        self.keep = keep[self.dropping, None, None]
 
     def forward(self, x: Float[Tensor, "b n f"], operator: SparseOperator | None = None) -> Float[Tensor, "b n k"]:
         """Logits of the rows of `x`.
@@ -117,16 +118,16 @@ class StackedNetwork(nn.Module):
             operator: $\\hat{A}$; None for a design without further propagation.
         """
         if len(self.weights) == 1:
-            return self._transformed(x, 0)
-        first = outputs = h = self._transformed(x, 0).relu()  # `outputs`: sum of all hidden outputs so far
+            return self._convolved(x, 0, None, 0)
+        first = outputs = h = self._convolved(x, 0, None, 0).relu_()  # `outputs`: sum of all hidden outputs so far
         for depth in range(1, len(self.weights)):
             if depth > 1 and self.gates:
-                gate = (torch.cat([h, first], dim=-1) @ self.gates[depth - 2]).sigmoid()
-                h = (1 - gate) * h + gate * first
-            new = self._transformed(propagate(h, operator, self.design.schedule[depth]), depth)
+                own, initial = self.gates[depth - 2].chunk(2, 1)  # u = [own || initial]
+                h = torch.lerp(h, first, (h @ own + first @ initial).sigmoid())
+            new = self._convolved(h, depth, operator, self.design.schedule[depth])
             if depth == len(self.weights) - 1:
                 break
-            new = new.relu()
+            new = new.relu_()
             if self.design.connection == "residual":
                 new = new + h
             elif self.design.connection == "dense":
@@ -135,14 +136,17 @@ class StackedNetwork(nn.Module):
             h = new
         return new
 
-    def _transformed(self, h: Tensor, depth: int) -> Tensor:
-        return torch.baddbmm(self.biases[depth], self._dropped(h), self.weights[depth])
+    def _convolved(self, h: Tensor, depth: int, operator: SparseOperator | None, steps: int) -> Tensor:
+        weight, bias, h = self.weights[depth], self.biases[depth], self._dropped(h)
+        if steps and weight.shape[2] < weight.shape[1]:  # A (h W) = (A h) W, with fewer columns to propagate
+            return propagate(torch.bmm(h, weight), operator, steps) + bias
+        return torch.baddbmm(bias, propagate(h, operator, steps), weight)
 
     def _dropped(self, h: Tensor) -> Tensor:
-        if not self.training or bool((self.keep == 1).all()):
+        if not self.training or not len(self.dropping):
             return h
-        mask = torch.rand(h.shape, generator=self.generator, device=h.device, dtype=h.dtype)
-        return h * mask.lt_(self.keep).div_(self.keep)
+        draws = torch.rand((len(self.keep), *h.shape[1:]), generator=self.generator, device=h.device, dtype=h.dtype)
+        return h * torch.ones_like(h).index_copy_(0, self.dropping, draws.lt_(self.keep).div_(self.keep))
 
 
 def propagate(h: Float[Tensor, "b n f"], operator: SparseOperator | None, steps: int) -> Float[Tensor, "b n f"]:
@@ -160,118 +164,3 @@ def propagate(h: Float[Tensor, "b n f"], operator: SparseOperator | None, steps:
     for _ in range(steps):
         stacked = blocks @ stacked
     return stacked.view(h.shape)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Labels and node indices of the copies: one row per copy."""
-
-    y: Int[Tensor, " n"]
-    train: Int[Tensor, "b m"]
-    val: Int[Tensor, "b v"]
-    test: Int[Tensor, "b t"]
-
-
-@dataclass(frozen=True)
-class StackFit:
-    """What a joint training gave, one entry per copy; accuracies in [0, 1].
-
-    Args:
-        val: best validation accuracy over the epochs.
-        test: test accuracy at that epoch.
-        train: training accuracy after the last epoch.
-        seconds: CPU seconds for all copies together.
-    """
-
-    val: Float[Tensor, " b"]
-    test: Float[Tensor, " b"]
-    train: Float[Tensor, " b"]
-    seconds: float
-
-
-def fit_stack(
-    network: StackedNetwork,
-    x: Float[Tensor, "c n f"],
-    parts: Parts,
-    *,
-    operator: SparseOperator | None = None,
-    lr: float = 0.01,
-    weight_decay: float = 5e-4,
-    epochs: int = 100,
-    eval_every: int = 10,
-) -> StackFit:
-    r"""Train all copies with Adam; each keeps its own epoch of best validation accuracy, then the test is read once.
-
-    The sum of the copies' losses has separate gradients, and Adam works entry by entry, so this equals separate
-    trainings.
-
-    Args:
-        network: the copies.
-        x: features for each copy, or one set for all (`c = 1`), propagated for the first transformation. Only the
-            labelled rows enter the training of a decoupled design.
-        parts: labels and splits.
-        operator: see `StackedNetwork.forward`.
-        lr: learning rate.
-        weight_decay: Adam's $L_2$ penalty on all parameters.
-        epochs: training steps.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
-    """
-    start = time.process_time()
-    b = len(parts.train)
-    x = x.expand(b, -1, -1)
-    copies = torch.arange(b, device=x.device)[:, None]
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-    def rows_of(nodes: Tensor) -> Tensor:
-        return x[copies, nodes] if network.is_decoupled else nodes
-
-    def logits_of(rows: Tensor) -> Tensor:
-        if network.is_decoupled:
-            return network(rows)
-        everything: Tensor = network(x, operator)[copies, rows]
-        return everything
-
-    @torch.no_grad()
-    def accuracy(rows: Tensor, nodes: Tensor) -> Tensor:
-        network.eval()
-        return (logits_of(rows).argmax(-1) == parts.y[nodes]).double().mean(1)
-
-    train_rows, val_rows = rows_of(parts.train), rows_of(parts.val)
-    targets = parts.y[parts.train]
-    best_val = torch.full((b,), -1.0, dtype=torch.float64, device=x.device)
-    best = [parameter.detach().clone() for parameter in network.parameters()]
-    for epoch in range(1, epochs + 1):
-        network.train()
-        optimizer.zero_grad()
-        losses = F.cross_entropy(logits_of(train_rows).transpose(1, 2), targets, reduction="none").mean(1)
-        losses.sum().backward()
-        optimizer.step()
-        if epoch % eval_every and epoch < epochs:
-            continue
-        val = accuracy(val_rows, parts.val)
-        _keep_better(val > best_val, network, best)
-        best_val = torch.maximum(best_val, val)
-    train = accuracy(train_rows, parts.train)
-    with torch.no_grad():
-        for parameter, kept in zip(network.parameters(), best, strict=True):
-            parameter.copy_(kept)
-    test = accuracy(rows_of(parts.test), parts.test)
-    return StackFit(best_val, test, train, time.process_time() - start)
-
-
-def tune(fits: list[StackFit]) -> StackFit:
-    """For every copy the fit with the best validation accuracy; of equally good ones the first.
-
-    Args:
-        fits: the same copies under different settings.
-    """
-    val = torch.stack([fit.val for fit in fits])
-    index, copies = val.argmax(0), torch.arange(val.shape[1], device=val.device)
-    test, train = (torch.stack([getattr(fit, name) for fit in fits])[index, copies] for name in ("test", "train"))
-    return StackFit(val.amax(0), test, train, sum(fit.seconds for fit in fits))
-
-
-@torch.no_grad()
-def _keep_better(is_better: Bool[Tensor, " b"], network: nn.Module, best: list[Tensor]) -> None:
-    for parameter, kept in zip(network.parameters(), best, strict=True):
-        kept.copy_(torch.where(is_better[:, None, None], parameter, kept))

@@ -1,5 +1,7 @@
 """Measurements on LargeGT: how far it sees, how well the codebook stands for all nodes, what sampling on-line costs."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -33,44 +35,44 @@ def all_queries(model: LargeGT, bank: TokenBank, *, chunk: int = 8192) -> Float[
 
 
 @torch.no_grad()
-def codebook_error(
+def codebook_errors(
     model: LargeGT,
     memory: Float[Tensor, "n w"],
-    n_centroids: int,
+    sizes: Sequence[int],
     *,
     passes: int = 4,
     batch_size: int = 250,
     decay: float = 0.9,
     generator: torch.Generator,
-) -> float:
-    r"""$\lVert \tilde h - h \rVert_F / \lVert h - \bar h \rVert_F$: attention to a codebook against exact attention.
+) -> Float[np.ndarray, " sizes"]:
+    r"""$\lVert \tilde h - h \rVert_F / \lVert h - \bar h \rVert_F$: attention to codebooks against exact attention.
 
-    The codebook starts at random nodes and sees all queries `passes` times.
+    Every codebook starts at random nodes and sees all queries `passes` times.
 
     Args:
         model: with a global module; its weights stay.
         memory: queries of all nodes, see `all_queries`.
-        n_centroids: $M$.
+        sizes: values of $M$.
         passes: over all nodes.
         batch_size: nodes per update.
         decay: of the moving average; lower than in training because there are few updates.
-        generator: source of the codebook's start and of the order of nodes.
+        generator: source of the codebooks' starts and of the order of nodes.
 
     Raises:
         ValueError: for a model without a global module.
     """
-    far = _global_module(model)
-    codebook = Codebook(len(memory), n_centroids, memory.shape[1], decay=decay, generator=generator).to(memory.device)
-    codebook.start(memory)
-    for _ in range(passes):
-        for nodes in torch.randperm(len(memory), generator=generator, device=memory.device).split(batch_size):
-            codebook.update(memory[nodes], nodes)
-    was_training = model.training
+    far, was_training = _global_module(model), model.training
     model.eval()
-    exact = far.attend(memory, memory, None)
-    approximate = far.attend(memory, codebook.centroids, codebook.counts)
+    exact, errors = far.attend(memory, memory, None), []
+    for size in sizes:
+        codebook = Codebook(len(memory), size, memory.shape[1], decay=decay, generator=generator).to(memory.device)
+        codebook.start(memory)
+        for _ in range(passes):
+            for nodes in torch.randperm(len(memory), generator=generator, device=memory.device).split(batch_size):
+                codebook.update(memory[nodes], nodes)
+        errors.append((far.attend(memory, codebook.centroids, codebook.counts) - exact).norm())
     model.train(was_training)
-    return float((approximate - exact).norm() / (exact - exact.mean(0)).norm())
+    return (torch.stack(errors) / (exact - exact.mean(0)).norm()).cpu().numpy()
 
 
 @torch.no_grad()
@@ -104,6 +106,25 @@ def hops_seen(token_hops: int, *, generator: torch.Generator, n_nodes: int = 11)
     before = output(x)
     changed = [j for j in range(n_nodes) if not torch.equal(output(x + torch.eye(n_nodes)[j, :, None]), before)]
     return max(abs(j - middle) for j in changed)
+
+
+def least_seconds(
+    cases: Sequence[Callable[[], Float[np.ndarray, " parts"]]], rounds: int
+) -> Float[np.ndarray, "cases parts"]:
+    """Least time of every part of every case over `rounds` rounds, after one round to warm up.
+
+    A round visits all cases in turn, so that a slow phase of the machine meets all of them.
+
+    Args:
+        cases: functions that do some work and return the seconds that its parts took.
+        rounds: visits per case that count.
+
+    Raises:
+        ValueError: for fewer than one round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}: the first one that counts follows the warm-up")
+    return np.array([[case() for case in cases] for _ in range(rounds + 1)])[1:].min(0)
 
 
 def resampled(bank: TokenBank, graph: csr_matrix, *, generator: np.random.Generator) -> Loader:

@@ -31,20 +31,11 @@ class BatchFit:
         val_accuracy: best validation accuracy, in [0, 1].
         test_accuracy: test accuracy at that epoch, in [0, 1].
         best_epoch: that epoch, from 1.
-        loader_seconds: per epoch, time to put the training batches together.
-        model_seconds: per epoch, time of forward pass, backward pass and update.
     """
 
     val_accuracy: float
     test_accuracy: float
     best_epoch: int
-    loader_seconds: float
-    model_seconds: float
-
-    @property
-    def epoch_seconds(self) -> float:
-        """Time of one training epoch; evaluation and preprocessing do not count."""
-        return self.loader_seconds + self.model_seconds
 
 
 def clock(device: torch.device) -> float:
@@ -92,7 +83,6 @@ def fit_batches(
     device = generator.device
     y, eval_batch_size = task.y.to(device), eval_batch_size or batch_size
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    seconds = np.zeros(2)
     best_accuracy, best_epoch, best_state = -1.0, 0, {}
     with seeded(generator):
         for epoch in range(1, epochs + 1):
@@ -103,7 +93,7 @@ def fit_batches(
                 torch.randperm(len(task.train), generator=generator, device=device).to(task.train.device)
             ]
             for nodes in _batches(order, batch_size, max_batches):
-                seconds += training_step(model, load, nodes, y, optimizer)
+                training_step(model, load, nodes, y, optimizer)
             if epoch % eval_every and epoch < epochs:
                 continue
             current = batch_accuracy(model, load, task.val, y, eval_batch_size, max_batches)
@@ -111,7 +101,7 @@ def fit_batches(
                 best_accuracy, best_epoch, best_state = current, epoch, copy.deepcopy(model.state_dict())
         model.load_state_dict(best_state)
         test_accuracy = batch_accuracy(model, load, task.test, y, eval_batch_size, max_batches)
-    return BatchFit(best_accuracy, test_accuracy, best_epoch, *(seconds / epochs).tolist())
+    return BatchFit(best_accuracy, test_accuracy, best_epoch)
 
 
 def training_step(
