@@ -285,23 +285,21 @@ def test_without_augmentation_it_is_a_plain_gcn_bit_for_bit():
 
     def forward(is_training: bool) -> torch.Tensor:
         h = (operator @ (lagnn_networks.dropped(task.x, 0.5, is_training) @ w1)).relu()
-        return operator @ (lagnn_networks.dropped(h, 0.5, is_training) @ w2)
-
-    def loss_on(logits: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
-        return -logits[nodes].log_softmax(-1).gather(1, task.y[nodes][:, None]).mean()
+        logits = operator @ (lagnn_networks.dropped(h, 0.5, is_training) @ w2)
+        shifted = logits - logits.detach().amax(-1, keepdim=True)
+        return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
     optimizer = torch.optim.Adam([w1, w2], lr=lr, weight_decay=5e-4, fused=True)
     with seeded(torch_generator(9)):
         for _ in range(epochs):
             optimizer.zero_grad()
-            loss_on(forward(True), task.train).backward()
+            (-forward(True)[task.train, task.y[task.train]].mean()).backward()
             optimizer.step()
             with torch.no_grad():
                 outputs = forward(False)
-            loss = float(loss_on(outputs, task.val))
+            loss = float(-outputs[task.val, task.y[task.val]].mean())
             if loss < best:
-                powers = (outputs - outputs.amax(-1, keepdim=True)).exp()
-                best, best_probs = loss, powers / powers.sum(-1, keepdim=True)
+                best, best_probs = loss, outputs.exp()
     assert torch.equal(fit.probs[:, 0], best_probs)
     assert float(fit.val_loss) == best
     assert float(fit.test) == float((best_probs[task.test].argmax(1) == task.y[task.test]).double().mean())
@@ -318,7 +316,7 @@ def test_first_layers_are_separate_and_concatenated():
         assert len({float(w.sum()) for w in network.first}) == 3
 
 
-def test_gcnii_equals_pyg():
+def test_gcnii_equals_pyg_and_gat_uses_pyg():
     data_class()
     from torch_geometric.nn import GCN2Conv
 
@@ -332,48 +330,9 @@ def test_gcnii_equals_pyg():
             layer.weight1.copy_(network.layers[depth][0])
             h = layer(h, first, task.edge_index).relu()
         torch.testing.assert_close(network(inputs)[:, 0], h @ network.second[0], atol=1e-5, rtol=1e-5)
-
-
-def single_gat(layer, run: int, heads: int, weight: torch.Tensor):
-    """One run's share of a stacked attention layer as PyG's own layer."""
-    from torch_geometric.nn import GATConv
-
-    k, inside = layer.out_channels, slice(run * heads, (run + 1) * heads)
-    single = GATConv(weight.shape[1], k, heads, add_self_loops=False).eval()
-    single.lin.weight.copy_(weight)
-    single.att_src.copy_(layer.att_src[:, inside])
-    single.att_dst.copy_(layer.att_dst[:, inside])
-    single.bias.copy_(layer.bias[inside.start * k : inside.stop * k])
-    return single
-
-
-def test_gat_runs_side_by_side_are_layers_of_pyg():
-    data_class()
-    task, _ = make_task()
-    inputs = [task.x, task.x.flip(0)]
-    gat = lagnn_networks.build_backbone(
-        "gat", task, n_hidden=4, concat=1, runs=3, dropout=0.5, heads=2, generator=torch_generator(0)
-    ).eval()
-    with torch.no_grad():
-        for layer in (*gat.first, gat.second):
-            layer.bias.normal_()
-        for run in range(3):
-            rows = slice(run * 8, (run + 1) * 8)
-            parts = [
-                single_gat(layer, run, 2, layer.lin.weight[rows])(x, gat.edges)
-                for layer, x in zip(gat.first, inputs, strict=True)
-            ]
-            last = single_gat(gat.second, run, 1, gat.second.lin.weight[run].T)
-            by_hand = last(F.elu(torch.cat(parts, 1)), gat.edges)
-            torch.testing.assert_close(gat(inputs)[:, run], by_hand)
-    twin = gat.twin()
-    with torch.no_grad():
-        for p in twin.parameters():
-            p.add_(1.0)
-    before, after = gat(inputs), twin(inputs)
-    gat.copy_runs(torch.tensor([False, True, False]), twin)
-    torch.testing.assert_close(gat(inputs)[:, 1], after[:, 1])
-    torch.testing.assert_close(gat(inputs)[:, [0, 2]], before[:, [0, 2]])
+        gat = backbone("gat", task, concat=1, runs=2).eval()
+        by_hand = torch.cat([F.elu(gat.first[2 + m](x, gat.edges)) for m, x in enumerate(inputs)], 1)
+        torch.testing.assert_close(gat(inputs)[:, 1], gat.second[1](by_hand, gat.edges))
 
 
 @pytest.mark.parametrize("name", ["gcn", "gcnii", "gat"])

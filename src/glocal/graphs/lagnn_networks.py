@@ -6,7 +6,6 @@ sample and no consistency they are the plain backbones.
 
 import copy
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,40 +150,6 @@ class AugmentedGCNII(AugmentedGCN):
         return _by_run(dropped(h, self.dropout, self.training), self.second)
 
 
-class _OwnLinear(nn.Module):
-    """The linear map of an attention layer whose runs have inputs of their own, side by side."""
-
-    def __init__(self, weight: Float[Tensor, "r a b"]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, h: Float[Tensor, "n ra"]) -> Float[Tensor, "n rb"]:
-        return _by_run(h.unflatten(1, (len(self.weight), -1)), self.weight).flatten(1)
-
-
-def _side_by_side(layers: list[Any], *, have_own_inputs: bool) -> nn.Module:
-    """PyG's attention layers of several runs as one: the heads of all runs are heads of one layer, run by run."""
-    from torch_geometric.nn import GATConv
-
-    like = layers[0]
-    one: Any = GATConv(
-        like.in_channels, like.out_channels, len(layers) * like.heads, dropout=like.dropout, add_self_loops=False
-    )
-    joined = {
-        name: torch.cat([getattr(layer, name).detach() for layer in layers], dim=dim)
-        for name, dim in (("att_src", 1), ("att_dst", 1), ("bias", 0))
-    }
-    for name, value in joined.items():
-        setattr(one, name, nn.Parameter(value))
-    weights = [layer.lin.weight.detach() for layer in layers]
-    if have_own_inputs:
-        one.lin = _OwnLinear(torch.stack([weight.T for weight in weights]).contiguous())
-    else:
-        one.lin.weight = nn.Parameter(torch.cat(weights))
-    joint: nn.Module = one
-    return joint
-
-
 class AugmentedGAT(StackedBackbone):
     """LA-GAT from PyG's `GATConv`: one attention layer per input, their heads concatenated, one more to the classes.
 
@@ -195,7 +160,7 @@ class AugmentedGAT(StackedBackbone):
         heads: heads of each first layer.
         concat: number of generated inputs; 0 gives a plain GAT.
         runs: number of networks.
-        dropout: on inputs, hidden features and attention coefficients; the mask of an input is shared by the runs.
+        dropout: on inputs, hidden features and attention coefficients.
         task: the graph.
         generator: source of the weights.
     """
@@ -220,35 +185,34 @@ class AugmentedGAT(StackedBackbone):
         loops = torch.arange(task.n_nodes, device=task.y.device).expand(2, -1)
         self.edges = torch.cat([task.edge_index, loops], dim=1)
         self.n_inputs, self.dropout, self.n_runs = concat + 1, dropout, runs
-        width = (concat + 1) * n_hidden * heads
-        with seeded(generator):  # layer by layer: the law of initial weights depends on the number of heads
-            firsts = [
-                [GATConv(n_features, n_hidden, heads, dropout=dropout) for _ in range(concat + 1)] for _ in range(runs)
-            ]
-            seconds = [GATConv(width, n_classes, dropout=dropout) for _ in range(runs)]
-            self.first = nn.ModuleList(
-                _side_by_side(list(of), have_own_inputs=False) for of in zip(*firsts, strict=True)
-            )
-            self.second = _side_by_side(seconds, have_own_inputs=True)
+
+        def layer(a: int, b: int, n_heads: int, joins: bool) -> nn.Module:
+            return GATConv(a, b, n_heads, concat=joins, dropout=dropout, add_self_loops=False)
+
+        with seeded(generator):
+            self.first = nn.ModuleList(layer(n_features, n_hidden, heads, True) for _ in range(runs * (concat + 1)))
+            width = (concat + 1) * n_hidden * heads
+            self.second = nn.ModuleList(layer(width, n_classes, 1, False) for _ in range(runs))
         self.to(task.y.device)
 
     def forward(self, inputs: list[Float[Tensor, "n f"]]) -> Float[Tensor, "n r k"]:
         """Logits from the real features and the generated ones, in this order."""
-        hidden = []
-        for layer, x in zip(self.first, inputs, strict=True):
-            h = layer(dropped(x, self.dropout, self.training), self.edges)
-            hidden.append(F.elu(h).unflatten(1, (self.n_runs, -1)))
-        h = dropped(torch.cat(hidden, dim=2), self.dropout, self.training)
-        logits: Tensor = self.second(h.flatten(1), self.edges).unflatten(1, (self.n_runs, -1))
-        return logits
+        thinned = [dropped(x, self.dropout, self.training) for x in inputs]
+        logits = []
+        for run in range(self.n_runs):
+            layers = list(self.first)[run * self.n_inputs : (run + 1) * self.n_inputs]
+            h = torch.cat([F.elu(layer(x, self.edges)) for layer, x in zip(layers, thinned, strict=True)], dim=1)
+            logits.append(self.second[run](dropped(h, self.dropout, self.training), self.edges))
+        return torch.stack(logits, dim=1)
 
     def copy_runs(self, is_better: Bool[Tensor, " r"], other: StackedBackbone) -> None:
         """Take over the parameters of the flagged runs from `other`."""
-        with torch.no_grad():
-            for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
-                axis = 1 if mine.dim() == 3 and len(mine) == 1 else 0  # attention vectors have their heads there
-                by_run = [p.unflatten(axis, (self.n_runs, -1)).movedim(axis, 0) for p in (mine, theirs)]
-                by_run[0][is_better] = by_run[1][is_better]
+        assert isinstance(other, AugmentedGAT)
+        for run in is_better.nonzero().flatten().tolist():
+            own = [*list(self.first)[run * self.n_inputs : (run + 1) * self.n_inputs], self.second[run]]
+            theirs = [*list(other.first)[run * self.n_inputs : (run + 1) * self.n_inputs], other.second[run]]
+            for mine, new in zip(own, theirs, strict=True):
+                mine.load_state_dict(new.state_dict())
 
 
 def build_backbone(

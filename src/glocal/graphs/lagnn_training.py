@@ -125,30 +125,32 @@ def fit_augmented(
     best, best_probs = network.twin(), torch.empty(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def logits_of(model: StackedBackbone) -> Tensor:
+    def log_probs(model: StackedBackbone) -> Tensor:
         drawn = [source(generator) for _ in range(model.n_inputs - 1)] if source is not None else []
-        logits: Tensor = model([x, *drawn])
-        return logits
+        logits = model([x, *drawn])
+        shifted: Tensor = logits - logits.detach().amax(
+            -1, keepdim=True
+        )  # log-softmax; torch's is slow for few classes
+        return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
     with seeded(generator):
         for epoch in range(1, epochs + 1):
             network.train()
             optimizer.zero_grad()
-            passes = [logits_of(network) for _ in range(samples)]
-            objective = torch.stack([_nll(logits, parts.y, parts.train) for logits in passes]).mean(0)
+            passes = [log_probs(network) for _ in range(samples)]
+            objective = torch.stack([_nll(p, parts.y, parts.train) for p in passes]).mean(0)
             if consistency:
-                probs = torch.stack([_softmax(logits) for logits in passes])
-                objective = objective + consistency * consistency_loss(probs, temperature)
+                objective = objective + consistency * consistency_loss(torch.stack(passes).exp(), temperature)
             objective.sum().backward()
             optimizer.step()
             if epoch % eval_every and epoch < epochs:
                 continue
             with torch.no_grad():
-                logits = logits_of(network.eval())
-                loss, outputs = _nll(logits, parts.y, parts.val), _softmax(logits)
+                outputs = log_probs(network.eval())
+                loss = _nll(outputs, parts.y, parts.val)
                 is_better = loss < best_loss
-                best_probs = outputs if epoch <= eval_every else best_probs
-                best_probs = torch.where(is_better[None, :, None], outputs, best_probs)
+                best_probs = outputs.exp() if epoch <= eval_every else best_probs
+                best_probs = torch.where(is_better[None, :, None], outputs.exp(), best_probs)
                 best_epoch[is_better] = epoch
                 best_loss = torch.minimum(loss, best_loss)
                 best.copy_runs(is_better, network)
@@ -156,7 +158,7 @@ def fit_augmented(
         test = fresh = accuracies(best_probs, parts.y, parts.test)
         if fresh_draws:
             with torch.no_grad():
-                draws = [accuracies(logits_of(best.eval()), parts.y, parts.test) for _ in range(fresh_draws)]
+                draws = [accuracies(log_probs(best.eval()), parts.y, parts.test) for _ in range(fresh_draws)]
             fresh = torch.stack(draws).mean(0)
     return AugmentedFit(best_loss, test, fresh, best_epoch, best_probs, seconds, best)
 
@@ -165,13 +167,6 @@ def _of_runs(values: Float[Tensor, "n r k"], nodes: Int[Tensor, "r m"]) -> Float
     return values[nodes, torch.arange(len(nodes), device=nodes.device)[:, None]]
 
 
-def _softmax(logits: Float[Tensor, "n r k"]) -> Float[Tensor, "n r k"]:
-    """Probabilities; for few classes faster on a CPU than torch's own."""
-    powers = (logits - logits.detach().amax(-1, keepdim=True)).exp()
-    return powers / powers.sum(-1, keepdim=True)
-
-
-def _nll(logits: Float[Tensor, "n r k"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
+def _nll(log_probs: Float[Tensor, "n r k"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
     """Cross-entropy of each run on its own nodes."""
-    log_probs = _of_runs(logits, nodes).log_softmax(-1)
-    return -log_probs.gather(2, y[nodes][..., None]).mean((1, 2))
+    return -_of_runs(log_probs, nodes).gather(2, y[nodes][..., None]).mean((1, 2))
