@@ -178,8 +178,8 @@ def execute(
     force: Annotated[bool, typer.Option("--force", help="Also where nothing changed.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Chapters at a time; 0: one per core.")] = 0,
 ) -> None:
-    """Regenerate the stored outputs of chapters whose source or code changed."""
-    from glocal.run.chapters import regenerate, stale
+    """Regenerate the stored outputs of chapters whose source or code changed; new prose alone executes nothing."""
+    from glocal.run.chapters import regenerate, renew_text, stale
 
     root = project_root()
     pages = {page.slug: page for page in code_pages(root)}
@@ -191,6 +191,13 @@ def execute(
     if not todo:
         out.print(f"{len(selected)} chapters and pages, all outputs are up to date")
         return
+    if not force:
+        renewed = [entry for entry in todo if renew_text(entry)]
+        for entry in renewed:
+            out.print(f"{entry.slug}: text renewed; its code is the same, so the stored outputs are kept")
+        todo = [entry for entry in todo if entry not in renewed]
+        if not todo:
+            return
     with err.status(f"executing {', '.join(entry.slug for entry in todo)}"):
         results = regenerate(todo, n_workers=jobs or os.cpu_count() or 1)
     for result in results:

@@ -5,7 +5,17 @@ import pytest
 
 from glocal.book.catalogue import chapter, chapters
 from glocal.book.notebooks import imported_modules, is_stale, stored_verdict
-from glocal.run.chapters import regenerate_one, stale
+from glocal.run.chapters import regenerate_one, renew_text, stale
+
+
+def drop_times(notebook):
+    notebook.metadata["glocal"].pop("cpu_seconds")
+    notebook.metadata["glocal"].pop("peak_memory_gb")
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            verdict = output.get("data", {}).get("application/vnd.glocal.verdict+json", {})
+            verdict.pop("cpu_seconds", None)
+            verdict.pop("wall_seconds", None)
 
 
 def test_executed_notebook_is_fresh_until_its_source_changes(project):
@@ -27,15 +37,47 @@ def test_a_second_execution_gives_the_same_file_but_for_times(project):
     regenerate_one(entry)
     second = nbformat.read(entry.notebook, 4)
     for notebook in (first, second):
-        notebook.metadata["glocal"].pop("cpu_seconds")
-        notebook.metadata["glocal"].pop("peak_memory_gb")
-        for cell in notebook.cells:
-            for output in cell.get("outputs", []):
-                verdict = output.get("data", {}).get("application/vnd.glocal.verdict+json", {})
-                verdict.pop("cpu_seconds", None)
-                verdict.pop("wall_seconds", None)
+        drop_times(notebook)
     assert first == second
     assert "papermill" not in str(first.metadata) + str([cell.metadata for cell in first.cells])
+
+
+def test_new_prose_executes_nothing_and_gives_the_notebook_of_an_execution(project, monkeypatch):
+    project.write("dkm", "print(sum(range(10)))")
+    entry = chapter("dkm", project.root)
+    assert not renew_text(entry)  # nothing stored yet
+    regenerate_one(entry)
+    entry.source.write_text(entry.source.read_text().replace("year: 2024", "year: 2025") + "\nOne more sentence.\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("glocal.run.chapters.execute", None)  # must not be called
+        assert renew_text(entry)
+    renewed = nbformat.read(entry.notebook, 4)
+    assert stale([entry]) == []
+    assert renewed.metadata["glocal"]["year"] == 2025
+    assert "One more sentence." in renewed.cells[-1].source
+    regenerate_one(entry)
+    executed = nbformat.read(entry.notebook, 4)
+    for notebook in (renewed, executed):
+        drop_times(notebook)
+    assert renewed == executed
+
+
+def test_new_code_parameters_or_modules_must_be_executed(project):
+    project.write("dkm", "print(sum(range(10)))")
+    entry = chapter("dkm", project.root)
+    regenerate_one(entry)
+    before, text = entry.notebook.read_bytes(), entry.source.read_text()
+    for old, new in (("range(10)", "range(11)"), ("tags: [parameters]", "tags: [hide-input]")):
+        assert old in text
+        entry.source.write_text(text.replace(old, new))
+        assert not renew_text(entry)
+    entry.source.write_text(text)
+    assert renew_text(entry)
+    module = project.root / "src" / "glocal" / "book" / "__init__.py"  # which the code imports
+    module.parent.mkdir(parents=True)
+    module.write_text("NEW = 1\n")
+    assert not renew_text(entry)
+    assert entry.notebook.read_bytes() == before
 
 
 def test_a_failure_leaves_the_stored_outputs_alone(project):

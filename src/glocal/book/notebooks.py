@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,18 @@ def read_executed(path: Path) -> NotebookNode:
 
 def source_hash(chapter: Executable) -> str:
     """Hash of a source and of every module of the package that it imports, directly or not."""
-    digest = hashlib.sha256()
-    digest.update(chapter.source.read_bytes())
+    return _hash_with_modules(chapter, [chapter.source.read_bytes()])
+
+
+def code_hash(chapter: Executable) -> str:
+    """Hash of what the outputs follow from: the code cells, which of them holds the parameters, and the modules."""
+    cells = [cell for cell in jupytext.read(chapter.source).cells if cell.cell_type == "code"]
+    parts = [f"\n{'parameters' in cell.metadata.get('tags', [])}\n{cell.source}".encode() for cell in cells]
+    return _hash_with_modules(chapter, parts)
+
+
+def _hash_with_modules(chapter: Executable, parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(b"".join(parts))
     package = chapter.root / "src" / "glocal"
     for path in imported_modules(_code(chapter.source), package):
         digest.update(f"\n{path.relative_to(package).as_posix()}\n".encode())

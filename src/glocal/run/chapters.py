@@ -13,7 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from glocal.book.catalogue import Executable
-from glocal.book.notebooks import is_stale, source_hash
+from glocal.book.notebooks import code_hash, is_stale, read_executed, read_source, source_hash
 from glocal.run.engine import Usage
 from glocal.run.files import write_text
 from glocal.run.job import execute, short_error
@@ -32,6 +32,32 @@ class Execution:
 def stale(chapters: Sequence[Executable]) -> list[Executable]:
     """The chapters and pages whose source or code changed since their outputs were stored."""
     return [chapter for chapter in chapters if is_stale(chapter)]
+
+
+def renew_text(chapter: Executable) -> bool:
+    """Put new prose around stored outputs, without executing anything, if the code that made them is the same.
+
+    Returns:
+        Whether it was done; if not, the chapter has to be executed.
+    """
+    try:
+        stored = read_executed(chapter.notebook)
+    except (OSError, ValueError):
+        return False
+    origin = stored.metadata.get("glocal", {})
+    if origin.get("code_hash") != code_hash(chapter):
+        return False
+    renewed = read_source(chapter.source)
+    cells = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (stored, renewed)]
+    for old, new in zip(*cells, strict=True):
+        new.outputs, new.execution_count = old.outputs, old.execution_count
+    for cell in renewed.cells:
+        cell.metadata.setdefault("tags", [])  # as papermill does
+    measured = {key: origin[key] for key in ("code_hash", "cpu_seconds", "peak_memory_gb")}
+    header = {**renewed.metadata.get("glocal", {}), "hash": source_hash(chapter), **measured}
+    renewed.metadata = {**stored.metadata, **renewed.metadata, "glocal": header}
+    write_text(chapter.notebook, nbformat.writes(renewed) + "\n")
+    return True
 
 
 def regenerate(
@@ -53,7 +79,7 @@ def regenerate(
 def regenerate_one(chapter: Executable) -> Execution:
     """Execute one chapter at small scale and store the result."""
     usage = Usage()
-    digest = source_hash(chapter)
+    digests = {"hash": source_hash(chapter), "code_hash": code_hash(chapter)}
     with tempfile.TemporaryDirectory(prefix="glocal-") as folder:
         output = Path(folder) / f"{chapter.slug}.ipynb"
         try:
@@ -68,7 +94,7 @@ def regenerate_one(chapter: Executable) -> Execution:
     normalise(notebook)
     notebook.metadata["glocal"] = {
         **notebook.metadata.get("glocal", {}),
-        "hash": digest,
+        **digests,
         "cpu_seconds": round(usage.cpu_seconds, 1),
         "peak_memory_gb": round(usage.peak_memory / 1e9, 2),
     }
