@@ -18,7 +18,8 @@ from glocal.graphs.dgmlp_networks import (
     propagate,
 )
 from glocal.graphs.dgmlp_reach import receptive_fields
-from glocal.graphs.dgmlp_training import Parts, fit_stack, tune
+from glocal.graphs.dgmlp_training import fit_stack, tune
+from glocal.graphs.parts import Parts
 from glocal.graphs.sparse import propagation_operator
 from glocal.seeding import torch_generator
 

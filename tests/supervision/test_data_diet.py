@@ -12,10 +12,11 @@ from sklearn.metrics import roc_auc_score
 from glocal.data.sampling import permute_labels
 from glocal.nn.networks import MLP, ConvNet, build
 from glocal.nn.stack import NetworkStack, predict
-from glocal.nn.training import Recipe
+from glocal.nn.training import Recipe, train
 from glocal.seeding import torch_generator
 from glocal.supervision import data_diet as diet
 from glocal.supervision import data_diet_baselines as baselines
+from glocal.supervision import data_diet_dense as dense
 from glocal.supervision import data_diet_geometry as geometry
 from glocal.supervision import data_diet_training as training
 from glocal.supervision.data_diet_data import Study, Trainer, make_study, with_noise
@@ -284,6 +285,56 @@ def test_every_subset_gets_the_same_number_of_steps() -> None:
     stack = fitter.stack("x", [(0, 0)])
     with pytest.raises(ValueError, match="recipe's 30 steps"):
         fitter.fit(stack, batches[:, :1])
+
+
+def test_dense_training_equals_the_graph_of_autograd() -> None:
+    """Weights, losses and logits of `fit_dense` against `train` on the same batches; two subsets."""
+    x, y = toy(200)
+    recipe = Recipe(12, 0.1, 16, weight_decay=0.01, schedule="steps")
+    batches = training.batches_for([torch.arange(200), torch.arange(50)], recipe, generators=generators(2, "order"))
+    stacks = [training.build_stack(lambda: MLP(6, [8, 7], 4), generators(2)) for _ in range(2)]
+    seen: list[list[torch.Tensor]] = [[], []]
+
+    def loss_at(step: int) -> torch.Tensor:
+        logits = stacks[1](x[batches[step]])
+        seen[1].append(logits.detach())
+        return F.cross_entropy(logits.mT, y[batches[step]], reduction="none").mean(1)
+
+    def watch(index: torch.Tensor, logits: torch.Tensor) -> None:
+        assert torch.equal(index, batches[len(seen[0])])
+        seen[0].append(logits)
+
+    history = training.fit(stacks[0], x, y, batches, recipe, watch=watch)
+    torch.testing.assert_close(history, train(stacks[1].parameters(), loss_at, recipe))
+    torch.testing.assert_close(torch.stack(seen[0]), torch.stack(seen[1]), atol=1e-5, rtol=1e-4)
+    for name, weight in stacks[0].weights.items():
+        torch.testing.assert_close(weight, stacks[1].weights[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        dense.dense_logits(stacks[0], x[None]), predict(stacks[1], x[None]), atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        training.logits_on(stacks[0], x, batches[0]), dense.dense_logits(stacks[0], x[batches[0]])
+    )
+    wild = replace(recipe, lr=1e30)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        training.fit(stacks[0], x, y, batches, wild)
+
+
+def test_stacks_hold_the_networks_that_are_built_singly() -> None:
+    alone = [build(lambda: MLP(6, [8], 4), generator=g) for g in generators(3)]
+    stack = training.build_stack(lambda: MLP(6, [8], 4), generators(3))
+    for k, net in enumerate(alone):
+        assert all(torch.equal(stack.weights[name][k], p) for name, p in net.named_parameters())
+    fitter = trainer(small_study())
+    twice = fitter.stack("x", [(0, 0), (1, 0), (0, 0)])
+    weight = twice.weights["head.weight"]
+    assert torch.equal(weight[0], weight[2])
+    assert not torch.equal(weight[0], weight[1])
+    torch.testing.assert_close(weight[1:2], fitter.stack("x", [(1, 0)]).weights["head.weight"])
+    deep = training.build_stack(lambda: CifarStemResNet(18, 10), generators(1)).select([0, 0])
+    assert len(deep) == 2
+    assert isinstance(deep, training.ModuleStack)
+    assert deep.modules[0] is not deep.modules[1]
 
 
 def test_truncated_recipe_is_a_prefix() -> None:

@@ -5,22 +5,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from glocal.graphs.dgmlp_networks import StackedNetwork
 from glocal.graphs.dgmlp_reach import receptive_fields
+from glocal.graphs.parts import Parts
 from glocal.graphs.sparse import SparseOperator
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Labels and node indices of the copies: one row per copy."""
-
-    y: Int[Tensor, " n"]
-    train: Int[Tensor, "b m"]
-    val: Int[Tensor, "b v"]
-    test: Int[Tensor, "b t"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glocal.graphs.lagnn import neighbor_pairs
-from glocal.graphs.lagnn_networks import dropped
+from glocal.graphs.lagnn_products import dropped
 from glocal.graphs.node_classification import seeded
 from glocal.graphs.node_tasks import row_normalized
 

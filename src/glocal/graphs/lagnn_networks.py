@@ -6,6 +6,8 @@ sample and no consistency they are the plain backbones.
 
 import copy
 import math
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glocal.data.pyg import data_class
+from glocal.graphs.lagnn_products import SPARSE_SHARE, SparseInput, by_run, classes_first, dropped
 from glocal.graphs.node_classification import seeded
 from glocal.graphs.node_tasks import NodeTask
 from glocal.graphs.sparse import SparseOperator, propagation_operator
@@ -20,27 +23,15 @@ from glocal.graphs.sparse import SparseOperator, propagation_operator
 BACKBONES = ("gcn", "gcnii", "gat")
 
 
-def dropped(x: Float[Tensor, "*shape"], p: float, is_training: bool = True) -> Float[Tensor, "*shape"]:
-    """Dropout whose mask takes 16 random bits per entry, several times faster on a CPU than Bernoulli draws.
-
-    Args:
-        x: features.
-        p: probability of dropping an entry, rounded to a multiple of 1/65536; the others are scaled up.
-        is_training: False returns `x` itself.
-    """
-    if not is_training or p == 0:
-        return x
-    threshold = round(65536 * p)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 32768
-    return x * (is_kept * (65536 / (65536 - threshold)))
-
-
 class StackedBackbone(nn.Module):
     """Independent networks on one graph, which see the same draws; parameters have a leading axis of runs."""
 
     n_inputs: int
     operator: SparseOperator | None = None
+
+    def prepared(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"] | SparseInput:
+        """The real features in the form in which `forward` takes them at the least cost."""
+        return x
 
     def twin(self) -> "StackedBackbone":
         """A copy with its own parameters on the same graph."""
@@ -89,20 +80,24 @@ class AugmentedGCN(StackedBackbone):
         self.second = _glorot(runs, (concat + 1) * n_hidden, n_classes, generator)
         self.n_inputs, self.dropout, self.operator = concat + 1, dropout, operator
 
-    def forward(self, inputs: list[Float[Tensor, "n f"]]) -> Float[Tensor, "n r k"]:
-        """Logits from the real features and the generated ones, in this order."""
-        h = torch.cat([(self.operator @ z).relu() for z in self.per_input(inputs)], dim=2)
-        h = dropped(h, self.dropout, self.training)
-        return self.operator @ _by_run(h, self.second)
+    def prepared(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"] | SparseInput:
+        """The non-zero entries of the real features, if few entries are non-zero."""
+        return SparseInput(x) if int(x.count_nonzero()) < SPARSE_SHARE * x.numel() else x
 
-    def per_input(self, inputs: list[Float[Tensor, "n f"]]) -> list[Float[Tensor, "n r h"]]:
-        r"""$X_m W_m$ of all runs in one product per input, whose transposes need no gradient."""
+    def forward(self, inputs: list[Float[Tensor, "n f"] | SparseInput]) -> Float[Tensor, "n k r"]:
+        """Logits from the real features and the generated ones, in this order."""
+        h = dropped((self.operator @ self.per_input(inputs)).relu(), self.dropout, self.training)
+        return classes_first(self.operator @ by_run(h, self.second))
+
+    def per_input(self, inputs: list[Float[Tensor, "n f"] | SparseInput]) -> Float[Tensor, "n r mh"]:
+        r"""$[X_m W_m]_m$ of all runs, in one product per input, whose transposes need no gradient."""
         products = []
         for x, weight in zip(inputs, self.first, strict=True):
             runs, f, h = weight.shape
             flat = weight.transpose(0, 1).reshape(f, runs * h)
-            products.append((dropped(x, self.dropout, self.training) @ flat).view(len(x), runs, h))
-        return products
+            thinned = x.dropped if isinstance(x, SparseInput) else partial(dropped, x)
+            products.append((thinned(self.dropout, self.training) @ flat).view(len(x), runs, h))
+        return torch.cat(products, dim=2)
 
 
 class AugmentedGCNII(AugmentedGCN):
@@ -139,15 +134,49 @@ class AugmentedGCNII(AugmentedGCN):
         self.layers = nn.ParameterList(_glorot(runs, width, width, generator) for _ in range(n_layers))
         self.alpha, self.theta = alpha, theta
 
-    def forward(self, inputs: list[Float[Tensor, "n f"]]) -> Float[Tensor, "n r k"]:
+    def forward(self, inputs: list[Float[Tensor, "n f"] | SparseInput]) -> Float[Tensor, "n k r"]:
         """Logits from the real features and the generated ones, in this order."""
-        first = h = torch.cat([z.relu() for z in self.per_input(inputs)], dim=2)
+        first = h = self.per_input(inputs).relu()
         for depth, weight in enumerate(self.layers, start=1):
             beta = math.log(self.theta / depth + 1)
             h = dropped(h, self.dropout, self.training)
             h = (1 - self.alpha) * (self.operator @ h) + self.alpha * first
-            h = ((1 - beta) * h + beta * _by_run(h, weight)).relu()
-        return _by_run(dropped(h, self.dropout, self.training), self.second)
+            h = ((1 - beta) * h + beta * by_run(h, weight)).relu()
+        return classes_first(by_run(dropped(h, self.dropout, self.training), self.second))
+
+
+class _OwnLinear(nn.Module):
+    """The linear map of an attention layer whose runs have inputs of their own, side by side."""
+
+    def __init__(self, weight: Float[Tensor, "r a b"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, h: Float[Tensor, "n ra"]) -> Float[Tensor, "n rb"]:
+        return by_run(h.unflatten(1, (len(self.weight), -1)), self.weight).flatten(1)
+
+
+def _side_by_side(layers: list[Any], *, have_own_inputs: bool) -> nn.Module:
+    """PyG's attention layers of several runs as one: the heads of all runs are heads of one layer, run by run."""
+    from torch_geometric.nn import GATConv
+
+    like = layers[0]
+    one: Any = GATConv(
+        like.in_channels, like.out_channels, len(layers) * like.heads, dropout=like.dropout, add_self_loops=False
+    )
+    joined = {
+        name: torch.cat([getattr(layer, name).detach() for layer in layers], dim=dim)
+        for name, dim in (("att_src", 1), ("att_dst", 1), ("bias", 0))
+    }
+    for name, value in joined.items():
+        setattr(one, name, nn.Parameter(value))
+    weights = [layer.lin.weight.detach() for layer in layers]
+    if have_own_inputs:
+        one.lin = _OwnLinear(torch.stack([weight.T for weight in weights]).contiguous())
+    else:
+        one.lin.weight = nn.Parameter(torch.cat(weights))
+    joint: nn.Module = one
+    return joint
 
 
 class AugmentedGAT(StackedBackbone):
@@ -160,7 +189,7 @@ class AugmentedGAT(StackedBackbone):
         heads: heads of each first layer.
         concat: number of generated inputs; 0 gives a plain GAT.
         runs: number of networks.
-        dropout: on inputs, hidden features and attention coefficients.
+        dropout: on inputs, hidden features and attention coefficients; the mask of an input is shared by the runs.
         task: the graph.
         generator: source of the weights.
     """
@@ -185,34 +214,35 @@ class AugmentedGAT(StackedBackbone):
         loops = torch.arange(task.n_nodes, device=task.y.device).expand(2, -1)
         self.edges = torch.cat([task.edge_index, loops], dim=1)
         self.n_inputs, self.dropout, self.n_runs = concat + 1, dropout, runs
-
-        def layer(a: int, b: int, n_heads: int, joins: bool) -> nn.Module:
-            return GATConv(a, b, n_heads, concat=joins, dropout=dropout, add_self_loops=False)
-
-        with seeded(generator):
-            self.first = nn.ModuleList(layer(n_features, n_hidden, heads, True) for _ in range(runs * (concat + 1)))
-            width = (concat + 1) * n_hidden * heads
-            self.second = nn.ModuleList(layer(width, n_classes, 1, False) for _ in range(runs))
+        width = (concat + 1) * n_hidden * heads
+        with seeded(generator):  # layer by layer: the law of initial weights depends on the number of heads
+            firsts = [
+                [GATConv(n_features, n_hidden, heads, dropout=dropout) for _ in range(concat + 1)] for _ in range(runs)
+            ]
+            seconds = [GATConv(width, n_classes, dropout=dropout) for _ in range(runs)]
+            self.first = nn.ModuleList(
+                _side_by_side(list(of), have_own_inputs=False) for of in zip(*firsts, strict=True)
+            )
+            self.second = _side_by_side(seconds, have_own_inputs=True)
         self.to(task.y.device)
 
-    def forward(self, inputs: list[Float[Tensor, "n f"]]) -> Float[Tensor, "n r k"]:
+    def forward(self, inputs: list[Float[Tensor, "n f"]]) -> Float[Tensor, "n k r"]:
         """Logits from the real features and the generated ones, in this order."""
-        thinned = [dropped(x, self.dropout, self.training) for x in inputs]
-        logits = []
-        for run in range(self.n_runs):
-            layers = list(self.first)[run * self.n_inputs : (run + 1) * self.n_inputs]
-            h = torch.cat([F.elu(layer(x, self.edges)) for layer, x in zip(layers, thinned, strict=True)], dim=1)
-            logits.append(self.second[run](dropped(h, self.dropout, self.training), self.edges))
-        return torch.stack(logits, dim=1)
+        hidden = []
+        for layer, x in zip(self.first, inputs, strict=True):
+            h = layer(dropped(x, self.dropout, self.training), self.edges)
+            hidden.append(F.elu(h).unflatten(1, (self.n_runs, -1)))
+        h = dropped(torch.cat(hidden, dim=2), self.dropout, self.training)
+        logits: Tensor = self.second(h.flatten(1), self.edges).unflatten(1, (self.n_runs, -1))
+        return classes_first(logits)
 
     def copy_runs(self, is_better: Bool[Tensor, " r"], other: StackedBackbone) -> None:
         """Take over the parameters of the flagged runs from `other`."""
-        assert isinstance(other, AugmentedGAT)
-        for run in is_better.nonzero().flatten().tolist():
-            own = [*list(self.first)[run * self.n_inputs : (run + 1) * self.n_inputs], self.second[run]]
-            theirs = [*list(other.first)[run * self.n_inputs : (run + 1) * self.n_inputs], other.second[run]]
-            for mine, new in zip(own, theirs, strict=True):
-                mine.load_state_dict(new.state_dict())
+        with torch.no_grad():
+            for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+                axis = 1 if mine.dim() == 3 and len(mine) == 1 else 0  # attention vectors have their heads there
+                by_run = [p.unflatten(axis, (self.n_runs, -1)).movedim(axis, 0) for p in (mine, theirs)]
+                by_run[0][is_better] = by_run[1][is_better]
 
 
 def build_backbone(
@@ -253,8 +283,3 @@ def build_backbone(
 def _glorot(runs: int, a: int, b: int, generator: torch.Generator) -> nn.Parameter:
     draws = 2 * torch.rand(runs, a, b, generator=generator, device=generator.device) - 1
     return nn.Parameter(draws * math.sqrt(6 / (a + b)))
-
-
-def _by_run(h: Float[Tensor, "n r a"], weight: Float[Tensor, "r a b"]) -> Float[Tensor, "n r b"]:
-    """Every run's features times its own matrix."""
-    return torch.bmm(h.transpose(0, 1), weight).transpose(0, 1).contiguous()

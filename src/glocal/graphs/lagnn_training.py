@@ -4,22 +4,14 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from glocal.graphs.lagnn_baselines import Source
 from glocal.graphs.lagnn_networks import StackedBackbone
 from glocal.graphs.node_classification import seeded
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Labels and node indices of the runs: one row per run."""
-
-    y: Int[Tensor, " n"]
-    train: Int[Tensor, "r m"]
-    val: Int[Tensor, "r v"]
-    test: Int[Tensor, "r t"]
+from glocal.graphs.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -40,12 +32,12 @@ class AugmentedFit:
     test: Float[Tensor, " r"]
     fresh: Float[Tensor, " r"]
     epoch: Int[Tensor, " r"]
-    probs: Float[Tensor, "n r k"]
+    probs: Float[Tensor, "n k r"]
     seconds: float
     model: StackedBackbone
 
 
-def sharpened(probs: Float[Tensor, "... k"], temperature: float) -> Float[Tensor, "... k"]:
+def sharpened(probs: Float[Tensor, "n k ..."], temperature: float) -> Float[Tensor, "n k ..."]:
     r"""$q = p^{1/T} / \sum p^{1/T}$: unchanged for $T = 1$, one-hot for $T \to 0$; no gradient passes.
 
     Raises:
@@ -53,23 +45,25 @@ def sharpened(probs: Float[Tensor, "... k"], temperature: float) -> Float[Tensor
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    probs = probs.detach()
-    powers = (probs / probs.amax(-1, keepdim=True)).pow(1 / temperature)
-    return powers / powers.sum(-1, keepdim=True)
+    return (probs.detach().log() / temperature).softmax(1)
 
 
-def consistency_loss(probs: Float[Tensor, "s n r k"], temperature: float = 0.5) -> Float[Tensor, " r"]:
+def consistency_loss(passes: list[Float[Tensor, "n k r"]], temperature: float = 0.5) -> Float[Tensor, " r"]:
     r"""$\frac1{Sn}\sum_{s,i}\lVert p_{s,i} - q_i\rVert_2^2$ of each run, $q$ the sharpened mean over the $S$ samples.
 
     Source: the definition of the consistency loss; all nodes enter, labels do not.
     """
-    targets = sharpened(probs.mean(0), temperature)
-    return (probs - targets).square().sum(-1).mean((0, 1))
+    mean = passes[0].detach()
+    for probs in passes[1:]:
+        mean = mean + probs.detach()
+    targets = sharpened(mean / len(passes), temperature)
+    squares = [F.mse_loss(probs, targets, reduction="none").sum((0, 1)) for probs in passes]
+    return torch.stack(squares).mean(0) / len(targets)
 
 
-def accuracies(probs: Float[Tensor, "n r k"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
+def accuracies(scores: Float[Tensor, "n k r"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
     """Share of correct predictions of each run on its own nodes."""
-    return (_of_runs(probs, nodes).argmax(-1) == y[nodes]).double().mean(1)
+    return (_of_runs(scores, nodes).argmax(1) == y[nodes]).double().mean(1)
 
 
 def fit_augmented(
@@ -118,55 +112,53 @@ def fit_augmented(
         raise ValueError(f"source must be given for {network.n_inputs - 1} generated inputs, got None")
     if min(samples, epochs, eval_every) < 1:
         raise ValueError(f"samples, epochs and eval_every must be at least 1, got {samples}, {epochs}, {eval_every}")
-    start = time.process_time()
     runs = len(parts.train)
     best_loss = torch.full((runs,), float("inf"), device=x.device)
     best_epoch = torch.zeros(runs, dtype=torch.long, device=x.device)
-    best, best_probs = network.twin(), torch.empty(0)
+    best, best_logits, real = network.twin(), torch.empty(0), network.prepared(x)
+    start = time.process_time()
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def log_probs(model: StackedBackbone) -> Tensor:
+    def logits_of(model: StackedBackbone) -> Tensor:
         drawn = [source(generator) for _ in range(model.n_inputs - 1)] if source is not None else []
-        logits = model([x, *drawn])
-        shifted: Tensor = logits - logits.detach().amax(
-            -1, keepdim=True
-        )  # log-softmax; torch's is slow for few classes
-        return shifted - shifted.exp().sum(-1, keepdim=True).log()
+        logits: Tensor = model([real, *drawn])
+        return logits
 
     with seeded(generator):
         for epoch in range(1, epochs + 1):
             network.train()
             optimizer.zero_grad()
-            passes = [log_probs(network) for _ in range(samples)]
-            objective = torch.stack([_nll(p, parts.y, parts.train) for p in passes]).mean(0)
+            passes = [logits_of(network) for _ in range(samples)]
+            objective = torch.stack([_nll(logits, parts.y, parts.train) for logits in passes]).mean(0)
             if consistency:
-                objective = objective + consistency * consistency_loss(torch.stack(passes).exp(), temperature)
+                probs = [logits.softmax(1) for logits in passes]
+                objective = objective + consistency * consistency_loss(probs, temperature)
             objective.sum().backward()
             optimizer.step()
             if epoch % eval_every and epoch < epochs:
                 continue
             with torch.no_grad():
-                outputs = log_probs(network.eval())
-                loss = _nll(outputs, parts.y, parts.val)
+                logits = logits_of(network.eval())
+                loss = _nll(logits, parts.y, parts.val)
                 is_better = loss < best_loss
-                best_probs = outputs.exp() if epoch <= eval_every else best_probs
-                best_probs = torch.where(is_better[None, :, None], outputs.exp(), best_probs)
+                best_logits = torch.where(is_better, logits, best_logits) if epoch > eval_every else logits
                 best_epoch[is_better] = epoch
                 best_loss = torch.minimum(loss, best_loss)
                 best.copy_runs(is_better, network)
         seconds = time.process_time() - start
-        test = fresh = accuracies(best_probs, parts.y, parts.test)
+        test = fresh = accuracies(best_logits, parts.y, parts.test)
         if fresh_draws:
             with torch.no_grad():
-                draws = [accuracies(log_probs(best.eval()), parts.y, parts.test) for _ in range(fresh_draws)]
+                draws = [accuracies(logits_of(best.eval()), parts.y, parts.test) for _ in range(fresh_draws)]
             fresh = torch.stack(draws).mean(0)
-    return AugmentedFit(best_loss, test, fresh, best_epoch, best_probs, seconds, best)
+    return AugmentedFit(best_loss, test, fresh, best_epoch, best_logits.softmax(1), seconds, best)
 
 
-def _of_runs(values: Float[Tensor, "n r k"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, "r m k"]:
-    return values[nodes, torch.arange(len(nodes), device=nodes.device)[:, None]]
+def _of_runs(logits: Float[Tensor, "n k r"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, "r k m"]:
+    """Each run's logits of its own nodes."""
+    return logits[nodes, :, torch.arange(len(nodes), device=nodes.device)[:, None]].transpose(1, 2)
 
 
-def _nll(log_probs: Float[Tensor, "n r k"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
+def _nll(logits: Float[Tensor, "n k r"], y: Int[Tensor, " n"], nodes: Int[Tensor, "r m"]) -> Float[Tensor, " r"]:
     """Cross-entropy of each run on its own nodes."""
-    return -_of_runs(log_probs, nodes).gather(2, y[nodes][..., None]).mean((1, 2))
+    return F.cross_entropy(_of_runs(logits, nodes), y[nodes], reduction="none").mean(1)

@@ -154,8 +154,10 @@ class Trainer:
         return [torch_generator(self.seed, purpose, *key, device=device) for key in keys]
 
     def stack(self, purpose: str, keys: Sequence[tuple[int, int]]) -> training.NetworkStack:
-        """Fresh networks, with initial weights named by purpose and key."""
-        return training.build_stack(self.make, self.generators(f"{purpose} weights", keys))
+        """Fresh networks, with initial weights named by purpose and key; equal keys give equal weights."""
+        distinct = list(dict.fromkeys(keys))
+        stack = training.build_stack(self.make, self.generators(f"{purpose} weights", distinct))
+        return stack if len(distinct) == len(keys) else stack.select([distinct.index(key) for key in keys])
 
     def fit(
         self,

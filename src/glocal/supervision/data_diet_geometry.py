@@ -106,19 +106,24 @@ def dense_logit_kernels(
         raise TypeError(f"needs a stack of MLP, got {type(stack.network).__name__}: use logit_kernel")
     named = weights or stack.weights
     layers = [name.removesuffix(".weight") for name in named if name.endswith(".weight")]
-    matrices = [named[f"{layer}.weight"] for layer in layers]
-    inputs, h = [], x.flatten(2).expand(len(stack), -1, -1)
-    for layer, matrix in zip(layers, matrices, strict=True):
-        inputs.append(h)
-        h = torch.baddbmm(named[f"{layer}.bias"][:, None], h, matrix.mT).relu()
-    k = h.shape[-1]
-    signal = torch.eye(k, device=h.device).expand(*h.shape[:2], k, k)
-    kernel = torch.zeros(len(stack), h.shape[1] * k, h.shape[1] * k, device=h.device)
-    for position in reversed(range(len(layers))):
-        flat, size = signal.flatten(1, 2), inputs[position] @ inputs[position].mT + 1
-        kernel += (flat @ flat.mT) * size.repeat_interleave(k, 1).repeat_interleave(k, 2)
-        signal = (signal @ matrices[position][:, None]) * (inputs[position] > 0)[:, :, None]
-    return kernel
+    kernels = []
+    for network in range(len(stack)):  # one at a time: the matrices of one network stay in the cache
+        matrices = [named[f"{layer}.weight"][network] for layer in layers]
+        inputs, h = [], x.flatten(2)[network if len(x) > 1 else 0]
+        for layer, matrix in zip(layers, matrices, strict=True):
+            inputs.append(h)
+            h = (h @ matrix.T + named[f"{layer}.bias"][network]).relu()
+        m, k = h.shape
+        sizes = [part @ part.T + 1 for part in inputs]
+        kernel = torch.einsum("ij,cd->icjd", sizes[-1], torch.eye(k, device=h.device))  # the head: delta is one-hot
+        signal = matrices[-1].expand(m, k, -1)
+        for position in reversed(range(len(layers) - 1)):
+            signal = signal * (inputs[position + 1] > 0)[:, None]
+            flat = signal.flatten(0, 1)
+            kernel = kernel.addcmul((flat @ flat.T).view(m, k, m, k), sizes[position][:, None, :, None])
+            signal = signal @ matrices[position]
+        kernels.append(kernel.reshape(m * k, m * k))
+    return torch.stack(kernels)
 
 
 def velocities(

@@ -4,7 +4,9 @@ s networks, n examples, b examples per batch, k classes.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from glocal.nn.networks import MLP, ConvNet, build
+from glocal.nn.networks import MLP, ConvNet, build, draw_layer
 from glocal.nn.stack import NetworkStack, Weights
 from glocal.nn.training import Recipe, minibatches, train
+from glocal.supervision.data_diet_dense import dense_logits, fit_dense, is_dense
 from glocal.supervision.data_diet_resnet import CifarStemResNet
 
 ARCHITECTURES = ("mlp", "wide", "cnn", "resnet18", "resnet50")
@@ -66,6 +69,10 @@ class ModuleStack(NetworkStack):
             module.load_state_dict({name: tensor[k] for name, tensor in state.items()}, strict=False)
         return self
 
+    def select(self, index: Sequence[int]) -> "ModuleStack":
+        """A new stack of copies of the networks at `index`; an index may repeat."""
+        return ModuleStack([deepcopy(self.modules[k]) for k in index])
+
     def single(self, index: int) -> nn.Module:
         """The network itself, in evaluation mode."""
         return self.modules[index]
@@ -107,9 +114,18 @@ def architecture(
 
 def build_stack(make: Callable[[], nn.Module], generators: Sequence[torch.Generator]) -> NetworkStack:
     """One network per generator: a `NetworkStack` if that is possible, a `ModuleStack` if networks have buffers."""
-    networks = [build(make, generator=generator) for generator in generators]
+    networks = [build(make, generator=generators[0])]
+    for generator in generators[1:]:  # a copy with weights of its own is quicker than building each from nothing
+        networks.append(deepcopy(networks[0]))
+        for layer in networks[-1].modules():
+            draw_layer(layer, generator)
     has_buffers = any(True for _ in networks[0].buffers())
     return ModuleStack(networks) if has_buffers else NetworkStack(networks)
+
+
+def take(x: Tensor, index: Int[Tensor, "s b"]) -> Tensor:
+    """`x[index]`, several times faster for short rows."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def fit(
@@ -149,21 +165,31 @@ def fit(
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
 
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        index = batches[step]
+        inputs = take(x, index)
+        if augment is not None:
+            inputs = augment(inputs.flatten(0, 1)).reshape(inputs.shape)
+        return inputs, take(labels, index)
+
+    def watch_step(step: int, logits: Tensor) -> None:
+        if watch is not None:
+            watch(batches[step], logits.detach())
+
+    if is_dense(stack) and precision == "float32" and recipe.optimizer == "sgd":
+        return fit_dense(stack, batch_at, recipe, watch=watch_step, after_step=after_step)
+
     def switch(is_training: bool) -> None:
         if isinstance(stack, ModuleStack):
             stack.set_training(is_training)
 
     def loss_at(step: int) -> Tensor:
-        index = batches[step]
-        inputs = x[index]
-        if augment is not None:
-            inputs = augment(inputs.flatten(0, 1)).reshape(inputs.shape)
+        inputs, targets = batch_at(step)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = stack(inputs).float()
-        if watch is not None:
-            watch(index, logits.detach())
-        losses = F.cross_entropy(logits.flatten(0, 1), labels[index].flatten(), reduction="none")
-        return losses.reshape(index.shape).mean(1)
+        watch_step(step, logits)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.reshape(targets.shape).mean(1)
 
     def finish_step(step: int) -> None:
         if after_step is not None:
@@ -201,10 +227,11 @@ def batches_for(
 
 @torch.no_grad()
 def logits_on(
-    stack: NetworkStack, x: Float[Tensor, "n ..."], index: Int[Tensor, "s q"], *, batch_size: int = 1000
+    stack: NetworkStack, x: Float[Tensor, "n ..."], index: Int[Tensor, "s q"], *, batch_size: int = 250
 ) -> Float[Tensor, "s q k"]:
     """Outputs of every network on its own examples `index`, in evaluation mode."""
-    return torch.cat([stack(x[part]) for part in index.split(batch_size, dim=1)], dim=1)
+    outputs = partial(dense_logits, stack) if is_dense(stack) else stack
+    return torch.cat([outputs(take(x, part)) for part in index.split(batch_size, dim=1)], dim=1)
 
 
 def crop_and_flip(
