@@ -7,7 +7,8 @@ from glocal.book import Claim, above, judge
 from glocal.book.replication import replicated
 
 UP, DOWN, FLAT = np.array([1.0, 1.1, 1.2, 1.3]), np.array([-1.0, -1.1, -1.2, -1.3]), np.array([-1.0, 1.1, -1.2, 1.3])
-CLAIMS = [Claim(f"C{k}", "it rises", paper="rises", source="abstract", criterion=above(0.0, "rise")) for k in range(1, 5)]
+RISE = above(0.0, "rise")
+CLAIMS = [Claim(f"C{k}", "it rises", paper="rises", source="abstract", criterion=RISE) for k in range(1, 5)]
 
 
 def verdict(scale: str = "small", seed_values=(UP, DOWN, FLAT, UP)):
