@@ -27,6 +27,11 @@ def read_executed(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells of a notebook, from top to bottom."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def source_hash(chapter: Executable) -> str:
     """Hash of a source and of every module of the package that it imports, directly or not."""
     return _hash_with_modules(chapter, [chapter.source.read_bytes()])
@@ -34,7 +39,7 @@ def source_hash(chapter: Executable) -> str:
 
 def code_hash(chapter: Executable) -> str:
     """Hash of what the outputs follow from: the code cells, which of them holds the parameters, and the modules."""
-    cells = [cell for cell in jupytext.read(chapter.source).cells if cell.cell_type == "code"]
+    cells = code_cells(jupytext.read(chapter.source))
     parts = [f"\n{'parameters' in cell.metadata.get('tags', [])}\n{cell.source}".encode() for cell in cells]
     return _hash_with_modules(chapter, parts)
 
@@ -62,8 +67,7 @@ def imported_modules(code: str, package: Path) -> list[Path]:
 
 
 def _code(source: Path) -> str:
-    cells = [cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code"]
-    return "\n".join(cells)
+    return "\n".join(cell.source for cell in code_cells(jupytext.read(source)))
 
 
 def _imported_names(code: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from glocal.book.catalogue import Executable
-from glocal.book.notebooks import code_hash, is_stale, read_executed, read_source, source_hash
+from glocal.book.notebooks import code_cells, code_hash, is_stale, read_executed, read_source, source_hash
 from glocal.run.engine import Usage
 from glocal.run.files import write_text
 from glocal.run.job import execute, short_error
@@ -48,8 +48,7 @@ def renew_text(chapter: Executable) -> bool:
     if origin.get("code_hash") != code_hash(chapter):
         return False
     renewed = read_source(chapter.source)
-    cells = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (stored, renewed)]
-    for old, new in zip(*cells, strict=True):
+    for old, new in zip(code_cells(stored), code_cells(renewed), strict=True):
         new.outputs, new.execution_count = old.outputs, old.execution_count
     for cell in renewed.cells:
         cell.metadata.setdefault("tags", [])  # as papermill does

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from glocal.book.catalogue import Chapter
-from glocal.book.notebooks import read_source, source_hash
+from glocal.book.notebooks import code_cells, read_source, source_hash
 
 
 def provenance(chapter: Chapter, parameters: Mapping[str, Any], scale: str) -> dict[str, Any]:
@@ -93,9 +93,8 @@ def data_checksums(chapter: Chapter, parameters: Mapping[str, Any]) -> dict[str,
     from glocal.data import registry
 
     constants = {value for value in parameters.values() if isinstance(value, str)}
-    for cell in read_source(chapter.source).cells:
-        if cell.cell_type == "code":
-            nodes = ast.walk(ast.parse(cell.source))
-            constants |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    for cell in code_cells(read_source(chapter.source)):
+        nodes = ast.walk(ast.parse(cell.source))
+        constants |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     known = set(registry.entries())
     return {name: registry.checksums(name) for name in sorted(constants & known)}
