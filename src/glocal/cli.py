@@ -262,12 +262,13 @@ def data(
 
 
 @app.command()
-def record(folder: Annotated[Path, typer.Argument(help="Folder of a finished full-scale run.")]) -> None:
-    """Record a full-scale run in book/results, where the scoreboard and the chapter show it."""
+def record(folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]) -> None:
+    """Record runs in book/results: full-scale ones as results, small ones with another seed as replications."""
     from glocal.run.record import record as record_run
 
-    entry, path = record_run(folder, project_root())
-    out.print(f"{entry.slug}: recorded in {path}. Build the book to see it.", soft_wrap=True)
+    for folder in folders:
+        entry, path = record_run(folder, project_root())
+        out.print(f"{entry.slug}: recorded in {path}. Build the book to see it.", soft_wrap=True)
 
 
 @app.command()

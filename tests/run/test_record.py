@@ -4,14 +4,18 @@ import json
 
 import pytest
 
-from glocal.book.catalogue import CatalogueError, Chapter, read_header
+from glocal.book.catalogue import CatalogueError, Chapter, chapter, read_header
+from glocal.book.notebooks import code_hash
+from glocal.book.replication import recorded_replications
+from glocal.run.chapters import regenerate_one
+from glocal.run.check import _replication_problems
 from glocal.run.doctor import requirement_states
 from glocal.run.files import write_json, write_text
 from glocal.run.record import RecordError, record, recorded_runs
 from glocal.run.scaffold import scaffold
 
 
-def write_run(folder, *, scale="full", status="done", value=1.0, parameters=None):
+def write_run(folder, *, scale="full", status="done", value=1.0, parameters=None, code="def"):
     claim = {
         "id": "C1",
         "statement": "it works",
@@ -26,7 +30,7 @@ def write_run(folder, *, scale="full", status="done", value=1.0, parameters=None
     result = {"slug": "dkm", "status": status, "error": "boom", "verdict": verdict}
     write_json(folder / "result.json", {**result, "cpu_seconds": 1.0, "wall_seconds": 2.0, "peak_memory_gb": 0.5})
     origin = {"scale": scale, "parameters": parameters or {"seed": 0}, "start": "2025-01-01T00:00:00+00:00"}
-    origin |= {"end": "2025-01-01T01:00:00+00:00", "source_hash": "abc", "git": None, "data": {}}
+    origin |= {"end": "2025-01-01T01:00:00+00:00", "source_hash": "abc", "code_hash": code, "git": None, "data": {}}
     write_json(folder / "provenance.json", {**origin, "hardware": {"gpus": []}, "packages": {"torch": "2", "x": "1"}})
 
 
@@ -47,13 +51,64 @@ def test_a_full_scale_run_is_recorded_and_replaced(project):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scale": "small"}, "of scale 'small'"), ({"scale": "rehearsal"}, "--full"), ({"status": "failed"}, "boom")],
+    [
+        ({"scale": "rehearsal"}, "of scale 'rehearsal'.*--full"),
+        ({"status": "failed"}, "boom"),
+        ({"scale": "small"}, "code of dkm has changed"),
+        ({"scale": "small", "parameters": {"seed": 1000, "rate": 0.1}}, "sets rate: .* its seed only"),
+    ],
 )
-def test_only_finished_full_scale_runs_are_recorded(project, change, message):
+def test_other_runs_are_not_recorded(project, change, message):
     project.write("dkm")
     write_run(project.root / "runs" / "one", **change)
     with pytest.raises(RecordError, match=message):
         record(project.root / "runs" / "one", project.root)
+
+
+def write_replication(project, seed, **change):
+    code = code_hash(chapter("dkm", project.root))
+    write_run(project.root / "runs" / "one", scale="small", parameters={"seed": seed}, code=code, **change)
+    return record(project.root / "runs" / "one", project.root)
+
+
+def test_a_small_run_with_another_seed_is_a_replication(project):
+    project.write("dkm")
+    entry, path = write_replication(project, 1000, value=1.0)
+    write_replication(project, 0)
+    assert path == project.root / "book" / "results" / "replications" / "dkm.json"
+    assert not recorded_runs(entry)
+    write_replication(project, 1000, value=2.0)  # same seed: replaced
+    runs = recorded_replications("dkm", project.root)
+    assert [run["seed"] for run in runs] == [0, 1000]
+    assert runs[1]["claims"]["C1"]["ours"]["value"] == 2.0
+    project.write("dkm", code="a = 1")
+    write_replication(project, 7)  # the others were of other code
+    assert [run["seed"] for run in recorded_replications("dkm", project.root)] == [7]
+
+
+def test_a_damaged_record_of_replications_is_not_overwritten(project):
+    project.write("dkm")
+    _, path = write_replication(project, 0)
+    path.write_text("{")
+    with pytest.raises(RecordError, match="restore it with git"):
+        write_replication(project, 1000)
+    assert path.read_text() == "{"
+
+
+def test_check_finds_statuses_that_depend_on_the_seed(project):
+    project.write("dkm")
+    entry, path = write_replication(project, 1000)
+    regenerate_one(entry)  # its claim holds, as in the record
+    assert _replication_problems(entry) == []
+    path.write_text(path.read_text().replace("holds", "fails"))
+    (problem,) = _replication_problems(entry)
+    assert "C1 is stored as 'holds'" in problem
+    assert "seed 1000: fails" in problem
+    project.write("dkm", code="a = 1")
+    (problem,) = _replication_problems(entry)
+    assert "code changed since it was replicated with seed 1000" in problem
+    path.write_text("{")
+    assert "is damaged" in _replication_problems(entry)[0]
 
 
 def test_a_folder_without_a_run_is_an_error(project):

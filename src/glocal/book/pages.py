@@ -9,6 +9,7 @@ from typing import Any
 
 from glocal.book.catalogue import Chapter, papers, part_titles
 from glocal.book.notebooks import outputs_of, read_executed, stored_verdict, summary_of
+from glocal.book.replication import own_status, recorded_replications, statuses_by_seed
 from glocal.book.scoreboard import STATUSES
 from glocal.book.shared import MIME as SHARED_MIME
 from glocal.book.shared import shared_table
@@ -90,6 +91,34 @@ def recorded_section(chapter: Chapter) -> str:
             f"<th>at full scale</th><th>status</th></tr></thead><tbody>{rows}</tbody></table></div>"
         )
     return "\n".join(blocks)
+
+
+def replication_section(chapter: Chapter) -> str:
+    """What the chapter found with other seeds, as HTML; empty if that is not recorded."""
+    runs, verdict = recorded_replications(chapter.slug, chapter.root), stored_verdict(chapter)
+    if not runs or verdict is None:
+        return ""
+    found = statuses_by_seed(runs)
+    own = {claim["id"]: own_status(claim) for claim in verdict["claims"]}
+    differing = [name for name, status in own.items() if {status, *found.get(name, {}).values()} != {status}]
+    seeds = " and ".join(str(run["seed"]) for run in runs)
+    text = f"Recorded runs of the whole chapter with seed {seeds} give "
+    if not differing:
+        return f'<p class="glocal-replication">{text}the same status for all claims.</p>'
+    text += f"the same status for {len(own) - len(differing)} of {len(own)} claims. The others are inconclusive:"
+    return f'<p class="glocal-replication">{text}</p>\n{_table_by_seed(differing, runs)}'
+
+
+def _table_by_seed(names: Iterable[str], runs: list[dict[str, Any]]) -> str:
+    """Statuses and measurements of some claims, one column per recorded seed."""
+    rows = []
+    for name in names:
+        claims = [run["claims"].get(name) for run in runs]
+        cells = [f"{status_chip(c['status'])} {html.escape(interval_text(c['ours']))}" if c else "" for c in claims]
+        rows.append(f'<tr><td><span class="glocal-id">{name}</span></td><td>{"</td><td>".join(cells)}</td></tr>')
+    head = "".join(f"<th>seed {run['seed']}, by itself</th>" for run in runs)
+    body = f"<thead><tr><th>claim</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="glocal-scroll"><table class="glocal-verdict">{body}</table></div>'
 
 
 def interval_text(ours: dict[str, Any] | None) -> str:

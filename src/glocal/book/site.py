@@ -126,22 +126,34 @@ def _pages(root: Path, target: Path, edition: str, written: list[Chapter], thumb
 
 
 def _chapter(chapter: Chapter, target: Path, edition: str) -> None:
-    """A chapter's executed notebook with its header line, chips and recorded runs."""
+    """A chapter's executed notebook with its header line, chips, other seeds and recorded runs."""
     notebook = read_executed(chapter.notebook)
     if edition == "student":
         notebook = without_solutions(notebook)
     header = pages.chapter_header(chapter, dict(notebook.metadata))
-    recorded = pages.recorded_section(chapter)
+    inserted = {
+        "## At full scale": pages.replication_section(chapter),
+        "## Where we differ": pages.recorded_section(chapter),
+    }
     is_headed = False
     for cell in notebook.cells:
         if cell.cell_type != "markdown":
             continue
         if not is_headed:
             cell.source, is_headed = _below_summary(cell.source, header)
-        if recorded and "## Where we differ" in cell.source:
-            cell.source = cell.source.replace("## Where we differ", f"{recorded}\n\n## Where we differ", 1)
+        for heading, block in inserted.items():
+            cell.source = _above_heading(cell.source, heading, block)
     place = target / "book" / "chapters" / chapter.part / f"{chapter.slug}.ipynb"
     _write(place, nbformat.writes(notebook) + "\n")
+
+
+def _above_heading(text: str, heading: str, block: str) -> str:
+    """Insert `block`, unless it is empty, above the line `heading` if `text` has it."""
+    lines = text.split("\n")
+    if not block or heading not in lines:
+        return text
+    position = lines.index(heading)
+    return "\n".join([*lines[:position], block, "", *lines[position:]])
 
 
 def _below_summary(text: str, header: str) -> tuple[str, bool]:

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from glocal.book.catalogue import CatalogueError, Chapter, chapters, code_pages, papers
-from glocal.book.notebooks import figure_png, is_stale, read_executed, read_source, summary_of, verdict_of
+from glocal.book.notebooks import code_hash, figure_png, is_stale, read_executed, read_source, summary_of, verdict_of
+from glocal.book.replication import own_status, recorded_replications, statuses_by_seed, statuses_in_words
 from glocal.run.parameters import ParameterError, full_scale_values, parameters_of
 
 CPU_BUDGET = 45.0
@@ -86,7 +87,34 @@ def chapter_problems(chapter: Chapter) -> list[str]:
         return [*listed, f"no stored outputs: run `glocal execute {chapter.slug}`"]
     if is_stale(chapter):
         listed.append(f"its outputs are older than its source or code: run `glocal execute {chapter.slug}`")
-    return [*listed, *_output_problems(chapter)]
+    return [*listed, *_output_problems(chapter), *_replication_problems(chapter)]
+
+
+def _replication_problems(chapter: Chapter) -> list[str]:
+    """Recorded seeds of other code, and claims whose status depends on the seed without being inconclusive."""
+    try:
+        runs = recorded_replications(chapter.slug, chapter.root)
+    except ValueError as error:
+        return [str(error)]
+    code = code_hash(chapter)
+    old = [str(run["seed"]) for run in runs if run["code_hash"] != code]
+    if old:
+        return [
+            f"its code changed since it was replicated with seed {', '.join(old)}: "
+            f"run `glocal run {chapter.slug} -p seed=...` with each of them and `glocal record` the runs"
+        ]
+    verdict = verdict_of(read_executed(chapter.notebook))
+    found = statuses_by_seed(runs)
+    listed = []
+    for claim in verdict["claims"] if verdict else []:
+        by_seed = found.get(claim["id"], {})
+        if {own_status(claim), *by_seed.values()} == {own_status(claim)} or claim["status"] == "inconclusive":
+            continue
+        listed.append(
+            f"claim {claim['id']} is stored as '{claim['status']}', but its status depends on the seed "
+            f"({statuses_in_words(by_seed)}): settle it by more runs, or pass the verdict through `replicated`"
+        )
+    return listed
 
 
 def _files(chapter: Chapter) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from glocal.book.catalogue import Chapter
-from glocal.book.notebooks import code_cells, read_source, source_hash
+from glocal.book.notebooks import code_cells, code_hash, read_source, source_hash
 
 
 def provenance(chapter: Chapter, parameters: Mapping[str, Any], scale: str) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def provenance(chapter: Chapter, parameters: Mapping[str, Any], scale: str) -> d
         "scale": scale,
         "parameters": dict(parameters),
         "source_hash": source_hash(chapter),
+        "code_hash": code_hash(chapter),
         "git": git_state(chapter.root),
         "packages": package_versions(),
         "hardware": hardware(),
