@@ -152,7 +152,8 @@ def fit(
         augment: changes inputs of shape [s * b, ...] at random.
         watch: receives indices and logits of each batch before the step, in training mode.
         after_step: see `glocal.nn.training.train`; called in evaluation mode.
-        precision: `bfloat16` runs the forward pass under autocast.
+        precision: `bfloat16` runs the forward pass under autocast on a GPU. On a CPU it means float32, since most
+            processors only emulate bfloat16, ten times slower.
 
     Returns:
         Training loss of each network before each update.
@@ -176,6 +177,7 @@ def fit(
         if watch is not None:
             watch(batches[step], logits.detach())
 
+    is_mixed = precision == "bfloat16" and x.device.type != "cpu"
     if is_dense(stack) and precision == "float32" and recipe.optimizer == "sgd":
         return fit_dense(stack, batch_at, recipe, watch=watch_step, after_step=after_step)
 
@@ -185,7 +187,7 @@ def fit(
 
     def loss_at(step: int) -> Tensor:
         inputs, targets = batch_at(step)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=is_mixed):
             logits = stack(inputs).float()
         watch_step(step, logits)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
