@@ -40,9 +40,9 @@ def self_distillation(outputs: Float[Tensor, "*s 2 b k"], tau: float, tau_teache
 
 
 def known_cross_entropy(
-    outputs: Float[Tensor, "*s 2 b k"], labels: Int[Tensor, "*s b"], tau: float
+    outputs: Float[Tensor, "*s v b k"], labels: Int[Tensor, "*s b"], tau: float
 ) -> Float[Tensor, "*s"]:
-    """Cross-entropy $L_{cls}$ on the labelled rows of both views; zero for a batch without labels."""
+    """Cross-entropy $L_{cls}$ on the labelled rows of all v views; zero for a batch without labels."""
     is_labelled = (labels != UNLABELLED).to(outputs.dtype)
     onehot = F.one_hot(labels.clamp(min=0), outputs.shape[-1]).to(outputs.dtype)
     loss = -((outputs / tau).log_softmax(-1) * onehot[..., None, :, :]).sum(-1).mean(-2)
