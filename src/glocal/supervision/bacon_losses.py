@@ -37,6 +37,11 @@ class Batch:
     mates: Float[Tensor, "s b b"]
     epoch: int
 
+    def select(self, rows: slice) -> "Batch":
+        """The same update for some of the networks."""
+        parts = (self.given, self.counts, self.margins, self.resampling, self.mates)
+        return Batch(*(part[rows] for part in parts), self.epoch)
+
 
 def each(methods: Sequence[AnyMethod], name: str, like: Tensor) -> Float[Tensor, " s"]:
     """One setting of every method."""
@@ -160,17 +165,16 @@ def open_con_loss(
     nearest = torch.where(is_labelled, given, scores.argmax(-1))
     is_novel = open_world.novel_rows(scores[..., :n_known].amax(-1), given, method.known_share)
 
-    similarity = bacon.similarities(z)
     onehot = F.one_hot(nearest, prototypes.shape[-2]).to(z.dtype)
-    alone = torch.zeros_like(onehot[..., :1])
-
-    def among(assignments: Tensor, keep: Tensor, tau: float) -> Float[Tensor, " s"]:
-        return bacon.contrastive_loss(z, (similarity / tau).exp(), assignments, keep, tau)
-
+    pulls = torch.stack([onehot, torch.zeros_like(onehot), onehot])
+    keep = torch.stack([is_labelled, ~is_labelled, is_novel])
+    three_taus = [[method.tau_labelled], [method.tau_unlabelled], [method.tau_novel]]
+    tau = torch.tensor(three_taus, dtype=z.dtype, device=z.device).expand(3, len(z))
+    kernel = (bacon.similarities(z) / tau[..., None, None]).exp()
+    three = bacon.contrastive_loss(z.expand(3, -1, -1, -1), kernel, pulls, keep, tau)
     ramp = min(1.0, batch.epoch / method.ramp_epochs) if method.ramp_epochs > 0 else 1.0
-    loss = method.weight_labelled * among(onehot, is_labelled, method.tau_labelled)
-    loss = loss + method.weight_unlabelled * among(alone, ~is_labelled, method.tau_unlabelled)
-    loss = loss + ramp * method.weight_novel * among(onehot, is_novel, method.tau_novel)
+    weights = (method.weight_labelled, method.weight_unlabelled, ramp * method.weight_novel)
+    loss = sum((weight * part for weight, part in zip(weights, three, strict=True)), torch.zeros_like(three[0]))
     free = (~is_labelled).to(z.dtype)[..., None]
     probs = (cosines / method.tau_prototypes).softmax(-1)
     mean_probs = (probs * free).sum(-2) / free.sum(-2).clamp(min=1)
@@ -201,16 +205,24 @@ def stack_losses(
     """
     kind, outputs = methods[0].kind, stack(tokens)
     b, n_classes = batch.given.shape[1], batch.counts.shape[1]
-    if kind == "OpenCon":
+    if kind == "prototypes":
         prototypes = stack.weights["head.prototypes.weight"]
         losses, classes = open_con_loss(outputs, prototypes.clone(), batch, methods, n_known)  # type: ignore[arg-type]
         momentum = methods[0].momentum  # type: ignore[union-attr]
         prototypes.copy_(open_world.moved_prototypes(prototypes, outputs[:, :b], classes, momentum))
         return losses
     cosines, rest = outputs[..., :n_classes].unflatten(1, (2, b)), outputs[..., n_classes:]
-    if kind == "ORCA":
-        return orca_loss(cosines, rest.unflatten(1, (2, b)), batch, methods, settings)  # type: ignore[arg-type]
-    losses = pseudo_label_loss(cosines, batch, methods, settings)  # type: ignore[arg-type]
     if kind == "class branch":
-        return losses
+        own = [method for method in methods if isinstance(method, Method)]
+        orca = [method for method in methods if isinstance(method, Orca)]
+        if list(methods) != [*own, *orca]:
+            raise ValueError("ORCA must come after other class branches, so that either are neighbours: sort the rows")
+        one, two, parts = slice(0, len(own)), slice(len(own), None), []
+        if own:
+            parts.append(pseudo_label_loss(cosines[one], batch.select(one), own, settings))
+        if orca:
+            features = rest[two].unflatten(1, (2, b))
+            parts.append(orca_loss(cosines[two], features, batch.select(two), orca, settings))
+        return torch.cat(parts)
+    losses = pseudo_label_loss(cosines, batch, methods, settings)  # type: ignore[arg-type]
     return losses + contrastive_branch_loss(cosines, rest, batch, methods, settings)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ class Orca:
         uniform_weight: weight of the pull towards uniform predictions.
     """
 
-    kind: ClassVar[str] = "ORCA"
+    kind: ClassVar[str] = "class branch"
     needs_estimate: ClassVar[bool] = False
     margin_cap: float = 0.5
     pair_weight: float = 1.0
@@ -89,7 +89,7 @@ class OpenCon:
         labelled_share: share of the images of a known class that is labelled.
     """
 
-    kind: ClassVar[str] = "OpenCon"
+    kind: ClassVar[str] = "prototypes"
     needs_estimate: ClassVar[bool] = False
     known_share: float = 0.7
     momentum: float = 0.9
@@ -107,7 +107,7 @@ class OpenCon:
 
 
 AnyMethod = Method | Orca | OpenCon
-KINDS = ("two branches", "shared branch", "class branch", "ORCA", "OpenCon")
+KINDS = ("two branches", "shared branch", "class branch", "prototypes")
 
 
 def baselines(method: Method, open_con: OpenCon) -> dict[str, AnyMethod]:

@@ -268,7 +268,7 @@ def make_network(
         network.head.prototypes.requires_grad_(False).weight.copy_(F.normalize(start, dim=-1))
         return network
     class_head = build(lambda: ClassHead(d, n_classes), generator=generator)
-    if method.kind in ("ORCA", "class branch"):
+    if method.kind == "class branch":
         return ClassBranch(backbone.block, class_head).requires_grad_(True)
     contrastive_head = build(lambda: ContrastiveHead(d, settings.widths, settings.n_outputs), generator=generator)
     is_shared = method.kind == "shared branch"

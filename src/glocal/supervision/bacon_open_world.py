@@ -158,8 +158,10 @@ def moved_prototypes(
     """
     is_mine = classes[..., None] == torch.arange(prototypes.shape[-2], device=z.device)
     turn = is_mine.cumsum(-2) * is_mine  # 1 for the first image of a class
-    for number in range(1, int(turn.max()) + 1):
-        now = (turn == number).to(z.dtype)  # at most one image per class
-        moved = F.normalize(momentum * prototypes + (1 - momentum) * now.mT @ z, dim=-1)
-        prototypes = torch.where(now.any(-2)[..., None], moved, prototypes)
+    turns = torch.arange(1, int(turn.max()) + 1, device=z.device).reshape(-1, *[1] * turn.ndim)
+    now = (turn == turns).mT.to(z.dtype)  # at each turn at most one image per class
+    has_turn = now.sum(-1, keepdim=True)
+    for stay, step in zip(1 - (1 - momentum) * has_turn, (1 - momentum) * now @ z, strict=True):
+        moved = stay * prototypes + step
+        prototypes = moved / moved.norm(dim=-1, keepdim=True)
     return prototypes

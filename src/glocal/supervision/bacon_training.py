@@ -21,7 +21,7 @@ from glocal.supervision import bacon, bacon_clustering
 from glocal.supervision import bacon_open_world as open_world
 from glocal.supervision.bacon_data import Problem, Views
 from glocal.supervision.bacon_losses import Batch, stack_losses
-from glocal.supervision.bacon_methods import KINDS, Row, Settings
+from glocal.supervision.bacon_methods import KINDS, Orca, Row, Settings
 from glocal.supervision.bacon_networks import Backbone, make_network
 
 
@@ -106,6 +106,7 @@ def fit(
     stacks = []
     for kind in sorted({row.method.kind for row in rows}, key=KINDS.index):
         mine = [i for i, row in enumerate(rows) if row.method.kind == kind]
+        mine.sort(key=lambda i: isinstance(rows[i].method, Orca))  # neighbours have the same loss
         made = [
             make_network(
                 rows[i].method,
@@ -130,7 +131,7 @@ def fit(
     partners = [torch_generator(seed, "partners", q, device=device) for q in used]
     estimating = {where[i] for i, row in enumerate(rows) if row.method.needs_estimate}
     inputs = {q: plain_inputs(images[problems[q].train.to(device)], backbones[q], views) for q in estimating}
-    orcas = [i for i, row in enumerate(rows) if row.method.kind == "ORCA"]
+    orcas = [i for i, row in enumerate(rows) if isinstance(row.method, Orca)]
     free = {q: problems[q].train[problems[q].given == bacon.UNLABELLED] for q in {where[i] for i in orcas}}
     free_inputs = {q: plain_inputs(images[index.to(device)], backbones[q], views) for q, index in free.items()}
     margins = torch.zeros(len(rows), dtype=images.dtype, device=device)
@@ -155,14 +156,14 @@ def fit(
         history.append(by_class.copy())
         epochs.append(epoch)
 
-    def measure_uncertainty() -> None:
-        for i, outputs in row_features(stacks, free_inputs, rows, "class_outputs", orcas).items():
+    def measure_uncertainty(step: int) -> None:  # once per pass over the training set
+        due = [i for i in orcas if step % max(1, len(problems[where[i]].train) // b) == 0]
+        for i, outputs in row_features(stacks, free_inputs, rows, "class_outputs", due).items():
             margins[i] = open_world.uncertainty(outputs, settings.tau)
 
     def loss_at(step: int) -> Float[Tensor, " s"]:
         epoch = step // settings.epoch_steps
-        if step % settings.epoch_steps == 0:
-            measure_uncertainty()
+        measure_uncertainty(step)
         if step % (settings.epoch_steps * settings.est_freq) == 0:
             estimate(epoch)
         part = slice(step * b, (step + 1) * b)
