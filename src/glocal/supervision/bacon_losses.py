@@ -39,8 +39,8 @@ class Batch:
 
     def select(self, rows: slice) -> "Batch":
         """The same update for some of the networks."""
-        parts = (self.given, self.counts, self.margins, self.resampling, self.mates)
-        return Batch(*(part[rows] for part in parts), self.epoch)
+        given, counts, margins = self.given[rows], self.counts[rows], self.margins[rows]
+        return Batch(given, counts, margins, self.resampling[rows], self.mates[rows], self.epoch)
 
 
 def each(methods: Sequence[AnyMethod], name: str, like: Tensor) -> Float[Tensor, " s"]:
