@@ -67,7 +67,7 @@ def pair_positives(
     """
     itself = torch.eye(features.shape[-2], dtype=torch.bool, device=features.device)
     nearest = bacon.similarities(F.normalize(features, dim=-1)).argmax(-1)
-    is_mate = (labels[..., :, None] == labels[..., None, :]) & ~itself
+    is_mate = labels[..., :, None] == labels[..., None, :]
     mate = uniforms.masked_fill(~is_mate, -1.0).masked_fill(itself, -0.5).argmax(-1)  # itself before a stranger
     return torch.where(labels == bacon.UNLABELLED, nearest, mate)
 
