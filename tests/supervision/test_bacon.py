@@ -18,6 +18,7 @@ from glocal.supervision import (
     bacon_clustering,
     bacon_data,
     bacon_experiment,
+    bacon_losses,
     bacon_methods,
     bacon_networks,
     bacon_training,
@@ -25,6 +26,7 @@ from glocal.supervision import (
 )
 
 SETTINGS = bacon_methods.Settings(widths=(16, 8), n_outputs=8, epoch_steps=2, est_freq=1, est_init=2, eval_init=2)
+METHODS = bacon_methods.baselines(bacon_methods.Method(), bacon_methods.OpenCon(n_embedding=6))
 
 
 def embeddings(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -295,9 +297,23 @@ def test_groups_by_size() -> None:
 def make_branches(is_shared: bool = False, seed: int = 0) -> bacon_networks.Branches:
     block = build(lambda: bacon_networks.ResidualBlock(8), generator=torch_generator(seed, "block"))
     backbone = bacon_networks.Backbone(lambda x: x.flatten(1), block, 8)
-    return bacon_networks.make_branches(
-        backbone, 4, widths=(16, 8), n_outputs=8, is_shared=is_shared, generator=torch_generator(seed)
-    )
+    method = bacon_methods.Method(power=0.0, has_soft=False, is_shared=is_shared)
+    return bacon_networks.make_network(method, backbone, 4, SETTINGS, generator=torch_generator(seed))
+
+
+def branch_losses(
+    outputs: torch.Tensor,
+    z: torch.Tensor,
+    given: torch.Tensor,
+    counts: torch.Tensor,
+    method: bacon_methods.Method,
+    epoch: int,
+):
+    """Losses of both branches for one network with six images."""
+    batch = bacon_losses.Batch(given, counts, torch.zeros(1), chances(6)[None], chances(6, 6)[None], epoch)
+    outputs = outputs.unflatten(1, (2, 6))
+    pseudo = bacon_losses.pseudo_label_loss(outputs, batch, [method], SETTINGS)
+    return pseudo, bacon_losses.contrastive_branch_loss(outputs, z, batch, [method], SETTINGS)
 
 
 @pytest.mark.parametrize("is_soft", [False, True])
@@ -305,13 +321,11 @@ def test_no_gradient_crosses_the_branches(is_soft: bool) -> None:
     for which, untouched in ((0, "contrastive_"), (1, "class_")):
         branches = make_branches()
         x = torch.randn(12, 8, generator=torch_generator(1))
-        outputs, z = branches.class_outputs(x), branches.contrastive_head(branches.contrastive_features(x))
+        outputs, z = branches.class_outputs(x), branches.contrastive_head(branches.features(x))
         torch.testing.assert_close(branches(x), torch.cat([outputs, z], -1))
         given = torch.tensor([[0, 1, -1, -1, -1, -1]])
-        losses = bacon_training.branch_losses(
-            outputs.unflatten(0, (2, 6))[None], z[None], given, torch.tensor([[4.0, 3.0, 2.0, 1.0]]),
-            [bacon_methods.Method()], SETTINGS, int(is_soft), chances(6)[None],
-        )  # fmt: skip
+        counts = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+        losses = branch_losses(outputs[None], z[None], given, counts, bacon_methods.Method(), int(is_soft))
         losses[which].sum().backward()
         for name, parameter in branches.named_parameters():
             assert (parameter.grad is None) == name.startswith(untouched), name
@@ -323,9 +337,7 @@ def test_warmup_and_methods_decide_the_contrastive_loss() -> None:
 
     def loss_cl(method: bacon_methods.Method, epoch: int) -> float:
         counts = torch.tensor([[9.0, 3.0, 2.0, 1.0]])
-        outputs, z = both[..., :4].unflatten(1, (2, 6)), both[..., 4:]
-        found = bacon_training.branch_losses(outputs, z, given, counts, [method], SETTINGS, epoch, chances(6)[None])
-        return found[1].item()
+        return branch_losses(both[..., :4], both[..., 4:], given, counts, method, epoch)[1].item()
 
     ours, gcd = bacon_methods.Method(), bacon_methods.Method(has_soft=False)
     assert loss_cl(ours, 0) == pytest.approx(loss_cl(gcd, 1))
@@ -352,8 +364,7 @@ def small_task(n_problems: int = 1):
 
 def test_fit_and_evaluate_run_and_estimates_are_clusters_of_the_training_set() -> None:
     images, problems, backbones, views = small_task(2)
-    methods = bacon_methods.baselines(bacon_methods.Method())
-    rows = [bacon_methods.Row(q, methods[name]) for name in ("BaCon", "oracle prior") for q in (0, 1)]
+    rows = [bacon_methods.Row(q, METHODS[name]) for name in ("BaCon", "oracle prior") for q in (0, 1)]
     fitted = bacon_training.fit(
         images, problems, backbones, rows, views, SETTINGS, Recipe(6, 0.05, batch_size=16), seed=3
     )
@@ -373,9 +384,8 @@ def test_fit_and_evaluate_run_and_estimates_are_clusters_of_the_training_set() -
 
 def test_a_method_learns_the_same_alone_and_beside_other_architectures() -> None:
     images, problems, backbones, views = small_task(2)
-    methods = bacon_methods.baselines(bacon_methods.Method())
     recipe = Recipe(4, 0.05, batch_size=16)
-    mixed = [bacon_methods.Row(q, methods[n]) for q in (0, 1) for n in ("SimGCD", "BaCon")]
+    mixed = [bacon_methods.Row(q, METHODS[n]) for q in (0, 1) for n in ("SimGCD", "BaCon")]
     together = bacon_training.fit(images, problems, backbones, mixed, views, SETTINGS, recipe, seed=3)
     assert [where for _, where in together.stacks] == [[1, 3], [0, 2]]
     for (stack, where), index in ((together.stacks[1], 2), (together.stacks[0], 3)):
@@ -392,7 +402,7 @@ def test_a_method_learns_the_same_alone_and_beside_other_architectures() -> None
 
 def test_gcd_is_the_contrastive_branch_without_the_soft_loss_whatever_the_prior() -> None:
     images, problems, backbones, views = small_task()
-    gcd = replace(bacon_methods.baselines(bacon_methods.Method())["GCD"], power=1.1)
+    gcd = replace(METHODS["GCD"], power=1.1)
     rows = [bacon_methods.Row(0, gcd), bacon_methods.Row(0, replace(gcd, power=0.0, tau_adj=0.0))]
     weights = (
         bacon_training.fit(images, problems, backbones, rows, views, SETTINGS, Recipe(6, 0.05, batch_size=16), seed=3)
@@ -536,10 +546,10 @@ def test_pinned_points_stay_with_their_class_and_the_rest_follows() -> None:
 
 def test_comparison_does_not_depend_on_how_rows_are_grouped_in_its_shapes() -> None:
     images, problems, backbones, views = small_task(2)
-    chosen = {n: m for n, m in bacon_methods.baselines(bacon_methods.Method()).items() if n in ("BaCon", "SimGCD")}
+    chosen = {n: m for n, m in METHODS.items() if n in ("BaCon", "SimGCD")}
     found = bacon_experiment.compare(
         images, problems, backbones, chosen, views, SETTINGS, Recipe(2, 0.05, batch_size=8),
-        n_problems={"SimGCD": 1}, group=1, seed=0,
+        n_problems={"SimGCD": 1}, pinned=["BaCon"], group=1, seed=0,
     )  # fmt: skip
     assert found["BaCon"].kmeans.shape == (2, 4)
     assert found["SimGCD"].head.shape == (1, 4)
@@ -547,6 +557,7 @@ def test_comparison_does_not_depend_on_how_rows_are_grouped_in_its_shapes() -> N
     floor = bacon_experiment.trunk_floor(images, problems, backbones, views, SETTINGS, seed=0)
     assert floor["pinned"].shape == floor["kmeans"].shape == (2, 4)
     assert found["BaCon"].pinned.shape == (2, 4)
+    assert found["SimGCD"].pinned.shape == (0, 4)  # not asked for
 
 
 def test_pools_and_their_test_parts() -> None:

@@ -40,9 +40,9 @@ def self_distillation(outputs: Float[Tensor, "*s 2 b k"], tau: float, tau_teache
 
 
 def known_cross_entropy(
-    outputs: Float[Tensor, "*s 2 b k"], labels: Int[Tensor, "*s b"], tau: float
+    outputs: Float[Tensor, "*s v b k"], labels: Int[Tensor, "*s b"], tau: float
 ) -> Float[Tensor, "*s"]:
-    """Cross-entropy $L_{cls}$ on the labelled rows of both views; zero for a batch without labels."""
+    """Cross-entropy $L_{cls}$ on the labelled rows of all v views; zero for a batch without labels."""
     is_labelled = (labels != UNLABELLED).to(outputs.dtype)
     onehot = F.one_hot(labels.clamp(min=0), outputs.shape[-1]).to(outputs.dtype)
     loss = -((outputs / tau).log_softmax(-1) * onehot[..., None, :, :]).sum(-1).mean(-2)
@@ -131,7 +131,7 @@ def contrastive_loss(
     kernel: Float[Tensor, "*s r r"],
     assignments: Float[Tensor, "*s b k"],
     keep: Bool[Tensor, "*s b"],
-    temperature: float,
+    temperature: float | Float[Tensor, "*s"],
 ) -> Float[Tensor, "*s"]:
     r"""Contrastive loss with pairwise weights over the kept images, the common form of all three losses:
 
@@ -147,8 +147,9 @@ def contrastive_loss(
         kernel: $e^{z_a\cdot z_b/\tau}$ with zero diagonal, see `similarities`; in float32 $\tau$ must be 0.02 at least.
         assignments: $s$, one row per image.
         keep: the images that take part, $M$ of them; the loss is zero if there are none.
-        temperature: $\tau$.
+        temperature: $\tau$, one for all or one for each entry of the leading axes.
     """
+    tau = temperature[..., None, None] if isinstance(temperature, Tensor) else temperature
     kept = keep.to(z.dtype)
     log_total = (kernel @ torch.cat([kept, kept], -1)[..., None]).squeeze(-1).clamp(min=1e-30).log()
     views = z.unflatten(-2, (2, -1))
@@ -156,7 +157,7 @@ def contrastive_loss(
     own = assignments.square().sum(-1)  # weight of an image with itself, replaced by 1 for its other view
     pull = assignments @ (assignments.mT @ (both * kept[..., None])) - own[..., None] * both
     total = 2 * ((assignments * (assignments * kept[..., None]).sum(-2, keepdim=True)).sum(-1) - own) + 1
-    positive = (views * (pull[..., None, :, :] + views.flip(-3))).sum(-1) / (temperature * total[..., None, :])
+    positive = (views * (pull[..., None, :, :] + views.flip(-3))).sum(-1) / (tau * total[..., None, :])
     loss = (log_total.unflatten(-1, (2, -1)) - positive).sum(-2) * kept
     return loss.sum(-1) / (2 * kept.sum(-1)).clamp(min=1)
 

@@ -62,7 +62,7 @@ def pinned_kmeans(
     return clusters[inertia.argmin()].astype(np.int64)
 
 
-def cluster_test(
+def pinned_clusters(
     test: Float[Tensor, "n d"],
     labelled: Float[Tensor, "m d"],
     given: Int[Tensor, " m"],
@@ -70,19 +70,18 @@ def cluster_test(
     n_clusters: int,
     n_init: int,
     state: int,
-) -> dict[str, Int[np.ndarray, " n"]]:
-    """Clusters of test images by k-means (`kmeans`), and by `pinned_kmeans` with the labelled images pinned (`pinned`).
+) -> Int[np.ndarray, " n"]:
+    """Clusters of test images by `pinned_kmeans`, with labelled training images pinned.
 
     Args:
         test: features of the test images.
-        labelled: features of the labelled training images.
+        labelled: features of the labelled images.
         given: their classes.
         n_known: number of known classes.
         n_clusters: number of clusters.
-        n_init: starts of either.
+        n_init: starts.
         state: seed of the starts.
     """
     pins = torch.cat([torch.full((len(test),), bacon.UNLABELLED), given])
     points, rng = torch.cat([test, labelled]), np.random.default_rng(state)
-    pinned = pinned_kmeans(points, pins, n_known, n_clusters, n_init=n_init, rng=rng)[: len(test)]
-    return {"kmeans": bacon.kmeans(test, n_clusters, n_init=n_init, random_state=state), "pinned": pinned}
+    return pinned_kmeans(points, pins, n_known, n_clusters, n_init=n_init, rng=rng)[: len(test)]

@@ -16,9 +16,9 @@ from glocal.data.types import ImageData, Splits, TableData
 from glocal.nn.training import Recipe
 from glocal.seeding import derive_seed
 from glocal.supervision import bacon
-from glocal.supervision.bacon_clustering import cluster_test
+from glocal.supervision.bacon_clustering import pinned_clusters
 from glocal.supervision.bacon_data import Problem, Views
-from glocal.supervision.bacon_methods import Method, Row, Settings
+from glocal.supervision.bacon_methods import AnyMethod, Row, Settings
 from glocal.supervision.bacon_networks import Backbone
 from glocal.supervision.bacon_training import Fitted, evaluate, fit, plain_inputs
 
@@ -28,16 +28,16 @@ class Outcome:
     """Results of one method.
 
     Args:
-        kmeans: accuracy of each class by k-means on the contrastive branch, for every problem.
-        head: the same by the arg max of the pseudo-label branch.
-        pinned: the same by semi-supervised k-means on the contrastive branch.
+        kmeans: accuracy of each class by k-means on the features, for every problem; see `bacon_training.evaluate`.
+        head: the same by the arg max of the class outputs.
+        pinned: the same by semi-supervised k-means, for no problem if that was not asked for.
         priors: class sizes that the method used, by estimation and problem.
         epochs: epochs of the estimations.
     """
 
     kmeans: Float[np.ndarray, "q k"]
     head: Float[np.ndarray, "q k"]
-    pinned: Float[np.ndarray, "q k"]
+    pinned: Float[np.ndarray, "p k"]
     priors: Float[np.ndarray, "e q k"]
     epochs: Sequence[int]
 
@@ -72,12 +72,13 @@ def compare(
     images: Float[Tensor, "n c h w"],
     problems: Sequence[Problem],
     backbones: Sequence[Backbone],
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AnyMethod],
     views: Views,
     settings: Settings,
     recipe: Recipe,
     *,
     n_problems: Mapping[str, int] | None = None,
+    pinned: Sequence[str] = (),
     group: int = 0,
     seed: int,
 ) -> dict[str, Outcome]:
@@ -92,6 +93,7 @@ def compare(
         settings: shared settings.
         recipe: budget of every method.
         n_problems: how many of the problems a method runs on, if not all.
+        pinned: methods that are judged by semi-supervised k-means as well.
         group: networks trained at once; 0 takes all.
         seed: see `fit`.
     """
@@ -103,15 +105,17 @@ def compare(
         some = keys[start : start + (group or len(keys))]
         rows = [Row(q, methods[name]) for name, q in some]
         fitted: Fitted = fit(images, problems, backbones, rows, views, settings, recipe, seed=seed)
-        accuracy = evaluate(fitted, images, problems, backbones, views, settings, seed=seed)
+        also = [i for i, (name, _) in enumerate(some) if name in pinned]
+        accuracy = evaluate(fitted, images, problems, backbones, views, settings, pinned=also, seed=seed)
         epochs = fitted.epochs
         for i, key in enumerate(some):
-            parts[key] = *(accuracy[rule][i] for rule in ("kmeans", "head", "pinned")), fitted.priors[:, i]
+            own = accuracy["pinned"][[also.index(i)] if i in also else []]
+            parts[key] = accuracy["kmeans"][i], accuracy["head"][i], own, fitted.priors[:, i]
     found: dict[str, Outcome] = {}
     for name in methods:
         mine = [parts[key] for key in keys if key[0] == name]
-        kmeans, head, pinned, priors = (np.stack(column) for column in zip(*mine, strict=True))
-        found[name] = Outcome(kmeans, head, pinned, priors.swapaxes(0, 1), epochs)
+        kmeans, head, own, priors = zip(*mine, strict=True)
+        found[name] = Outcome(np.stack(kmeans), np.stack(head), np.concatenate(own), np.stack(priors, 1), epochs)
     return found
 
 
@@ -134,7 +138,11 @@ def trunk_floor(
                 for index in (problem.test, problem.train[is_labelled])
             )
         given, k, state = problem.given[is_labelled], problem.n_classes, derive_seed(seed, "floor", q) % 2**32
-        preds = cluster_test(test, labelled, given, problem.n_known, k, settings.eval_init, state)
+        starts = settings.eval_init
+        preds = {
+            "kmeans": bacon.kmeans(test, k, n_init=starts, random_state=state),
+            "pinned": pinned_clusters(test, labelled, given, problem.n_known, k, starts, state),
+        }
         for rule, values in found.items():
             values.append(bacon.class_accuracy(preds[rule], problem.test_labels.numpy(), k))
     return {rule: np.stack(values) for rule, values in found.items()}

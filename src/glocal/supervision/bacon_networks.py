@@ -1,4 +1,4 @@
-r"""The two branches of BaCon on a frozen trunk, and the SimCLR pre-training of a small trunk.
+r"""The networks of all methods on a frozen trunk, and the SimCLR pre-training of a small trunk.
 
 n images, d features, k classes.
 """
@@ -17,6 +17,7 @@ from glocal.nn.stack import NetworkStack
 from glocal.nn.training import Recipe, minibatches, train
 from glocal.supervision.bacon import contrastive_loss, similarities
 from glocal.supervision.bacon_data import Views
+from glocal.supervision.bacon_methods import AnyMethod, OpenCon, Settings
 
 
 class ResidualBlock(nn.Module):
@@ -82,7 +83,7 @@ class Branches(nn.Module):
         self.class_block = None if is_shared else deepcopy(block)
         self.class_head, self.contrastive_head = class_head, contrastive_head
 
-    def contrastive_features(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    def features(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
         """Backbone features of the contrastive branch: what k-means sees."""
         return self.contrastive_block(x)
 
@@ -96,6 +97,66 @@ class Branches(nn.Module):
         features = self.contrastive_block(x)
         own = features if self.class_block is None else self.class_block(x)
         return torch.cat([self.class_head(own), self.contrastive_head(features)], -1)
+
+
+class ClassBranch(nn.Module):
+    """A branch with the cosine head alone: ORCA, or a pseudo-label branch that needs no contrastive one."""
+
+    def __init__(self, block: nn.Module, head: ClassHead) -> None:
+        super().__init__()
+        self.block, self.head = deepcopy(block), head
+
+    def features(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """Backbone features."""
+        return self.block(x)
+
+    def class_outputs(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+        """Cosines."""
+        return self.head(self.block(x))
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n o"]:
+        """Cosines and features side by side, k + d columns."""
+        features = self.block(x)
+        return torch.cat([self.head(features), features], -1)
+
+
+class PrototypeHead(nn.Module):
+    r"""Projection and prototypes of OpenCon; the prototypes $\mu$ are unit vectors that get no gradient.
+
+    Args:
+        n_features: inputs d, also the hidden width.
+        n_outputs: outputs z of the projection.
+        n_classes: number of prototypes.
+    """
+
+    def __init__(self, n_features: int, n_outputs: int, n_classes: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(n_features, n_features), nn.Linear(n_features, n_outputs)
+        self.prototypes = nn.Linear(n_outputs, n_classes, bias=False).requires_grad_(False)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n z"]:
+        """Embeddings of unit norm."""
+        return F.normalize(self.outer(F.relu(self.inner(x))), dim=-1)
+
+
+class PrototypeBranch(nn.Module):
+    """The branch of OpenCon: a block, a projection and prototypes."""
+
+    def __init__(self, block: nn.Module, head: PrototypeHead) -> None:
+        super().__init__()
+        self.block, self.head = deepcopy(block), head
+
+    def features(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """Backbone features."""
+        return self.block(x)
+
+    def class_outputs(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n k"]:
+        """Cosines with the prototypes: their arg max is the nearest prototype."""
+        return self.head.prototypes(self(x))
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n z"]:
+        """Embeddings of unit norm."""
+        return self.head(self.block(x))
 
 
 @dataclass(frozen=True)
@@ -195,17 +256,20 @@ def pretrain(
     return backbones
 
 
-def make_branches(
-    backbone: Backbone,
-    n_classes: int,
-    *,
-    widths: Sequence[int],
-    n_outputs: int,
-    is_shared: bool,
-    generator: torch.Generator,
-) -> Branches:
-    """Branches with pre-trained blocks and heads drawn from `generator`; see `Branches` for the arguments."""
+def make_network(
+    method: AnyMethod, backbone: Backbone, n_classes: int, settings: Settings, *, generator: torch.Generator
+) -> nn.Module:
+    """The network of a method, with the pre-trained block and heads drawn from `generator`; cosine heads come first."""
     d = backbone.n_features
+    if isinstance(method, OpenCon):
+        head = build(lambda: PrototypeHead(d, method.n_embedding, n_classes), generator=generator)
+        start = torch.randn(n_classes, method.n_embedding, generator=generator, device=generator.device)
+        network = PrototypeBranch(backbone.block, head).requires_grad_(True)
+        network.head.prototypes.requires_grad_(False).weight.copy_(F.normalize(start, dim=-1))
+        return network
     class_head = build(lambda: ClassHead(d, n_classes), generator=generator)
-    contrastive_head = build(lambda: ContrastiveHead(d, widths, n_outputs), generator=generator)
+    if method.kind == "class branch":
+        return ClassBranch(backbone.block, class_head).requires_grad_(True)
+    contrastive_head = build(lambda: ContrastiveHead(d, settings.widths, settings.n_outputs), generator=generator)
+    is_shared = method.kind == "shared branch"
     return Branches(backbone.block, class_head, contrastive_head, is_shared=is_shared).requires_grad_(True)

@@ -1,4 +1,4 @@
-r"""Training BaCon, its ablations, GCD and SimGCD side by side, and their evaluation.
+r"""Training all methods side by side, and their evaluation.
 
 A *row* is one method on one problem; rows of one call share the budget. Rows on one
 problem see the same batches and the same views.
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glocal.nn.stack import NetworkStack, predict
 from glocal.nn.training import Recipe, train
 from glocal.seeding import derive_seed, torch_generator
 from glocal.supervision import bacon, bacon_clustering
+from glocal.supervision import bacon_open_world as open_world
 from glocal.supervision.bacon_data import Problem, Views
-from glocal.supervision.bacon_methods import Method, Row, Settings
-from glocal.supervision.bacon_networks import Backbone, make_branches
+from glocal.supervision.bacon_losses import Batch, stack_losses
+from glocal.supervision.bacon_methods import KINDS, Orca, Row, Settings
+from glocal.supervision.bacon_networks import Backbone, make_network
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Fitted:
     """Trained networks.
 
     Args:
-        stacks: one stack for each architecture, with the positions of its networks in `rows`.
+        stacks: one stack for each kind of network, with the positions of its networks in `rows`.
         rows: what they are.
         priors: class sizes in use after each estimation, for every row, by true class (see `bacon.slot_classes`).
         epochs: when they were estimated.
@@ -39,58 +40,6 @@ class Fitted:
     rows: Sequence[Row]
     priors: Float[np.ndarray, "e s k"]
     epochs: Sequence[int]
-
-
-def branch_losses(
-    outputs: Float[Tensor, "s 2 b k"],
-    z: Float[Tensor, "s 2*b z"],
-    given: Int[Tensor, "s b"],
-    counts: Float[Tensor, "s k"],
-    methods: Sequence[Method],
-    settings: Settings,
-    epoch: int,
-    uniforms: Float[Tensor, "s b k"],
-) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
-    r"""Losses of the pseudo-label and of the contrastive branch; neither sends a gradient to the other branch.
-
-    $L_{ce} = (1 - \lambda)(L_{dis} + L_{reg}) + \lambda L_{cls}$ and, after the warm-up, $L_{cl} = (1 - \lambda)L_{nce}
-    + \frac\lambda2L_{sup} + \frac\lambda2L_{soft}$, before it $(1 - \lambda)L_{nce} + \lambda L_{sup}$.
-
-    Args:
-        outputs: cosines with the prototypes for both views.
-        z: embeddings, rows [view 1; view 2].
-        given: labels, -1 for unlabelled images.
-        counts: current estimate of the class sizes.
-        methods: one per row.
-        settings: shared settings.
-        epoch: current epoch.
-        uniforms: random numbers of the re-sampling, see `bacon.keep_confident`.
-    """
-
-    def each(name: str) -> Float[Tensor, " s"]:
-        return torch.tensor([float(getattr(method, name)) for method in methods], device=z.device)
-
-    lam = settings.lam
-    tau_teacher = bacon.teacher_temperature(float(epoch), warmup=settings.teacher_epochs)
-    distilled = bacon.self_distillation(outputs, settings.tau, tau_teacher)
-    mean_probs = (outputs / settings.tau).softmax(-1).mean((-3, -2))
-    regular = bacon.prior_regularizer(mean_probs, counts, each("power"))
-    loss_ce = (1 - lam) * (distilled + regular) + lam * bacon.known_cross_entropy(outputs, given, settings.tau)
-
-    similarity = bacon.similarities(z)
-    kernel = (similarity / settings.tau_con).exp()
-    alone, everyone = torch.zeros(*given.shape, 1, device=z.device), torch.ones_like(given, dtype=torch.bool)
-    nce = bacon.contrastive_loss(z, (similarity / settings.tau_nce).exp(), alone, everyone, settings.tau_nce)
-    onehot = F.one_hot(given.clamp(min=0), counts.shape[-1]).to(z.dtype)
-    sup = bacon.contrastive_loss(z, kernel, onehot, given != bacon.UNLABELLED, settings.tau_con)
-    has_soft = each("has_soft") * float(epoch >= settings.warmup)
-    loss_cl = (1 - lam) * nce + lam * (1 - has_soft / 2) * sup
-    if bool(has_soft.any()):
-        soft = bacon.soft_labels(outputs, counts, settings.tau, each("tau_adj"))
-        rates = bacon.keep_rates(given, counts, each("alpha"), each("beta"))
-        keep = bacon.keep_confident(soft, given, rates, uniforms)
-        loss_cl = loss_cl + lam / 2 * has_soft * bacon.contrastive_loss(z, kernel, soft, keep, settings.tau_con)
-    return loss_ce, loss_cl
 
 
 @torch.no_grad()
@@ -138,7 +87,7 @@ def fit(
     *,
     seed: int,
 ) -> Fitted:
-    """Train all rows side by side, those of either architecture as one stack.
+    """Train all rows side by side, those of one kind as one stack.
 
     Args:
         images: the pool, on the device of the training.
@@ -155,20 +104,20 @@ def fit(
     used = sorted(set(where))
     slot = torch.tensor([used.index(q) for q in where], device=device)
     stacks = []
-    for is_shared in sorted({row.method.is_shared for row in rows}):
-        mine = [i for i, row in enumerate(rows) if row.method.is_shared == is_shared]
-        branches = [
-            make_branches(
+    for kind in sorted({row.method.kind for row in rows}, key=KINDS.index):
+        mine = [i for i, row in enumerate(rows) if row.method.kind == kind]
+        mine.sort(key=lambda i: isinstance(rows[i].method, Orca))  # neighbours have the same loss
+        made = [
+            make_network(
+                rows[i].method,
                 backbones[where[i]],
                 n_classes,
-                widths=settings.widths,
-                n_outputs=settings.n_outputs,
-                is_shared=is_shared,
+                settings,
                 generator=torch_generator(seed, "heads", where[i], device=device),
             )
             for i in mine
         ]
-        stacks.append((NetworkStack(branches), mine))
+        stacks.append((NetworkStack(made), mine))
     draws = [
         problems[q].sampling_weights.multinomial(
             recipe.n_steps * b, replacement=True, generator=torch_generator(seed, "batches", q)
@@ -179,9 +128,14 @@ def fit(
     all_given = torch.stack([problems[q].given[d] for q, d in zip(used, draws, strict=True)]).to(device)
     generators = [torch_generator(seed, "views", q, device=device) for q in used]
     chances = [torch_generator(seed, "re-sampling", q, device=device) for q in used]
+    partners = [torch_generator(seed, "partners", q, device=device) for q in used]
     estimating = {where[i] for i, row in enumerate(rows) if row.method.needs_estimate}
     inputs = {q: plain_inputs(images[problems[q].train.to(device)], backbones[q], views) for q in estimating}
-    uses_oracle = np.array([[row.method.prior == "oracle"] for row in rows])
+    orcas = [i for i, row in enumerate(rows) if isinstance(row.method, Orca)]
+    free = {q: problems[q].train[problems[q].given == bacon.UNLABELLED] for q in {where[i] for i in orcas}}
+    free_inputs = {q: plain_inputs(images[index.to(device)], backbones[q], views) for q, index in free.items()}
+    margins = torch.zeros(len(rows), dtype=images.dtype, device=device)
+    uses_oracle = np.array([[getattr(row.method, "prior", "") == "oracle"] for row in rows])
     oracle = np.stack([true_counts(problems[q]) for q in where])
     start = np.where(uses_oracle, oracle, 1.0)  # uniform where nothing is estimated
     counts = torch.tensor(start, dtype=images.dtype, device=device)
@@ -191,7 +145,7 @@ def fit(
 
     def estimate(epoch: int) -> None:
         needed = [i for i, row in enumerate(rows) if row.method.needs_estimate]
-        for i, features in row_features(stacks, inputs, rows, "contrastive_features", needed).items():
+        for i, features in row_features(stacks, inputs, rows, "features", needed).items():
             problem = problems[where[i]]
             state = derive_seed(seed, "estimate", where[i], epoch) % 2**32
             clusters = bacon.kmeans(features, n_classes, n_init=settings.est_init, random_state=state)
@@ -202,8 +156,14 @@ def fit(
         history.append(by_class.copy())
         epochs.append(epoch)
 
+    def measure_uncertainty(step: int) -> None:  # once per pass over the training set
+        due = [i for i in orcas if step % max(1, len(problems[where[i]].train) // b) == 0]
+        for i, outputs in row_features(stacks, free_inputs, rows, "class_outputs", due).items():
+            margins[i] = open_world.uncertainty(outputs, settings.tau)
+
     def loss_at(step: int) -> Float[Tensor, " s"]:
         epoch = step // settings.epoch_steps
+        measure_uncertainty(step)
         if step % (settings.epoch_steps * settings.est_freq) == 0:
             estimate(epoch)
         part = slice(step * b, (step + 1) * b)
@@ -213,16 +173,17 @@ def fit(
             tokens = torch.stack(
                 [backbones[q].trunk(views.random(images[i].repeat(2, 1, 1, 1), generator=g)) for i, q, g in batches]
             )
-        uniforms = torch.stack([torch.rand(b, n_classes, generator=g, device=device) for g in chances])
+        resampling = torch.stack([torch.rand(b, n_classes, generator=g, device=device) for g in chances])
+        mates = torch.stack([torch.rand(b, b, generator=g, device=device) for g in partners])
         for stack, mine in stacks:
-            both = stack(tokens[slot[mine]])
-            outputs, z = both[..., :n_classes].unflatten(1, (2, b)), both[..., n_classes:]
-            methods, given = [rows[i].method for i in mine], all_given[slot[mine], part]
-            pair = branch_losses(outputs, z, given, counts[mine], methods, settings, epoch, uniforms[slot[mine]])
-            losses.append(pair[0] + pair[1])  # no gradient crosses, so that each branch descends its own loss
+            at = slot[mine]
+            batch = Batch(all_given[at, part], counts[mine], margins[mine], resampling[at], mates[at], epoch)
+            methods = [rows[i].method for i in mine]
+            losses.append(stack_losses(stack, tokens[at], batch, methods, settings, problems[0].n_known))
         return torch.cat(losses)
 
-    train([weight for stack, _ in stacks for weight in stack.parameters()], loss_at, recipe)
+    weights = [weight for stack, _ in stacks for weight in stack.parameters() if weight.requires_grad]
+    train(weights, loss_at, recipe)
     return Fitted(stacks, list(rows), np.stack(history), epochs)
 
 
@@ -234,13 +195,25 @@ def evaluate(
     views: Views,
     settings: Settings,
     *,
+    pinned: Sequence[int] | None = None,
     seed: int,
-) -> dict[str, Float[np.ndarray, "s k"]]:
+) -> dict[str, Float[np.ndarray, "_ k"]]:
     """Accuracy of each class on the balanced test set, for every row, under one assignment over all classes.
 
+    Args:
+        fitted: trained networks.
+        images: the pool.
+        problems: draws of the task.
+        backbones: one per problem.
+        views: augmentation.
+        settings: shared settings.
+        pinned: rows to cluster with `bacon_clustering.pinned_kmeans` as well, all by default.
+        seed: starts of k-means derive from it and the index of the problem.
+
     Returns:
-        `kmeans`: k-means on the backbone features of the contrastive branch; `pinned`: `pinned_kmeans` on them and
-        those of the labelled training images; `head`: arg max of the pseudo-label branch.
+        `kmeans`: k-means on the backbone features, of the contrastive branch if there are two; `head`: arg max of the
+        class outputs (OpenCon: the nearest prototype); `pinned`: `pinned_kmeans` on the features and those of the
+        labelled training images, for the rows in `pinned` only.
     """
     rows, used = fitted.rows, sorted({row.problem for row in fitted.rows})
     test, labelled, given = {}, {}, {}
@@ -249,20 +222,26 @@ def evaluate(
         given[q] = problems[q].given[mask]
         test[q] = plain_inputs(images[problems[q].test.to(images.device)], backbones[q], views)
         labelled[q] = plain_inputs(images[problems[q].train[mask].to(images.device)], backbones[q], views)
-    features = row_features(fitted.stacks, test, rows, "contrastive_features")
-    anchors = row_features(fitted.stacks, labelled, rows, "contrastive_features")
+    chosen = range(len(rows)) if pinned is None else pinned
+    features = row_features(fitted.stacks, test, rows, "features")
+    anchors = row_features(fitted.stacks, labelled, rows, "features", chosen)
     outputs = row_features(fitted.stacks, test, rows, "class_outputs")
-    found: dict[str, list[np.ndarray]] = {"kmeans": [], "pinned": [], "head": []}
+    found: dict[str, list[np.ndarray]] = {"kmeans": [], "head": [], "pinned": []}
     for i, row in enumerate(rows):
         problem, q = problems[row.problem], row.problem
         state = derive_seed(seed, "evaluate", q) % 2**32
-        preds = bacon_clustering.cluster_test(
-            features[i], anchors[i], given[q], problem.n_known, problem.n_classes, settings.eval_init, state
-        )
-        preds["head"] = outputs[i].argmax(-1).cpu().numpy()
-        for rule, values in found.items():
-            values.append(bacon.class_accuracy(preds[rule], problem.test_labels.numpy(), problem.n_classes))
-    return {name: np.stack(values) for name, values in found.items()}
+        k, starts = problem.n_classes, settings.eval_init
+        preds = {
+            "kmeans": bacon.kmeans(features[i], k, n_init=starts, random_state=state),
+            "head": outputs[i].argmax(-1).cpu().numpy(),
+        }
+        if i in chosen:
+            preds["pinned"] = bacon_clustering.pinned_clusters(
+                features[i], anchors[i], given[q], problem.n_known, k, starts, state
+            )
+        for rule, clusters in preds.items():
+            found[rule].append(bacon.class_accuracy(clusters, problem.test_labels.numpy(), k))
+    return {rule: np.array(values).reshape(-1, problems[0].n_classes) for rule, values in found.items()}
 
 
 def prior_error(counts: Float[np.ndarray, " k"], clusters_true: Float[np.ndarray, " k"]) -> float:
