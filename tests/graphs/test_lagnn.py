@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 
 from glocal.data.pyg import data_class
-from glocal.graphs import lagnn, lagnn_baselines, lagnn_networks, lagnn_products, lagnn_selection, lagnn_training
+from glocal.graphs import lagnn, lagnn_backbones, lagnn_baselines, lagnn_products, lagnn_selection, lagnn_training
 from glocal.graphs.node_classification import seeded
 from glocal.graphs.node_tasks import NodeTask, row_normalized
 from glocal.graphs.parts import Parts
@@ -36,8 +36,9 @@ def stack(*tasks: NodeTask) -> Parts:
 
 
 def backbone(name: str, task: NodeTask, *, runs: int = 1, concat: int = 1, **options):
-    defaults = {"n_hidden": 4, "dropout": 0.5, "heads": 2, "n_layers": 3, "generator": torch_generator(0, "weights")}
-    return lagnn_networks.build_backbone(name, task, concat=concat, runs=runs, **(defaults | options))
+    sizes = {"n_hidden": 4, "heads": 2, "n_layers": 3, "order": 2}
+    defaults = sizes | {"dropout": 0.5, "generator": torch_generator(0, "weights")}
+    return lagnn_backbones.build_backbone(name, task, concat=concat, runs=runs, **(defaults | options))
 
 
 # --- generator ---------------------------------------------------------------------------------------------------
@@ -412,7 +413,7 @@ def test_gat_runs_side_by_side_are_layers_of_pyg():
     data_class()
     task, _ = make_task()
     inputs = [task.x, task.x.flip(0)]
-    gat = lagnn_networks.build_backbone(
+    gat = lagnn_backbones.build_backbone(
         "gat", task, n_hidden=4, concat=1, runs=3, dropout=0.5, heads=2, generator=torch_generator(0)
     ).eval()
     with torch.no_grad():
@@ -437,7 +438,7 @@ def test_gat_runs_side_by_side_are_layers_of_pyg():
     torch.testing.assert_close(gat(inputs)[..., [0, 2]], before[..., [0, 2]])
 
 
-@pytest.mark.parametrize("name", ["gcn", "gcnii", "gat"])
+@pytest.mark.parametrize("name", lagnn_backbones.BACKBONES)
 def test_runs_side_by_side_do_not_influence_each_other(name):
     task, raw = make_task()
     source = lagnn_baselines.RealNeighbors(raw, task.edge_index)
@@ -471,7 +472,7 @@ def test_no_gradient_reaches_the_generator_and_features_stay():
     assert torch.equal(x, task.x)
 
 
-@pytest.mark.parametrize("name", ["gcn", "gcnii", "gat"])
+@pytest.mark.parametrize("name", lagnn_backbones.BACKBONES)
 def test_result_is_that_of_the_stored_weights_and_draw(name):
     task, raw = make_task()
     inner, draws = lagnn_baselines.RealNeighbors(raw, task.edge_index), []
@@ -532,7 +533,7 @@ def test_labels_outside_training_and_validation_are_not_used():
 
 def test_messages():
     task, _ = make_task()
-    with pytest.raises(ValueError, match="backbone must be one of gcn, gcnii, gat, got 'sage'"):
+    with pytest.raises(ValueError, match="backbone must be one of gcn, gcnii, gat, grand, got 'sage'"):
         backbone("sage", task)
     with pytest.raises(ValueError, match="concat must be at least 0, got -1"):
         backbone("gcn", task, concat=-1)

@@ -18,9 +18,7 @@ from glocal.data.pyg import data_class
 from glocal.graphs.lagnn_products import SPARSE_SHARE, SparseInput, by_run, classes_first, dropped
 from glocal.graphs.node_classification import seeded
 from glocal.graphs.node_tasks import NodeTask
-from glocal.graphs.sparse import SparseOperator, propagation_operator
-
-BACKBONES = ("gcn", "gcnii", "gat")
+from glocal.graphs.sparse import SparseOperator
 
 
 class StackedBackbone(nn.Module):
@@ -32,6 +30,10 @@ class StackedBackbone(nn.Module):
     def prepared(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"] | SparseInput:
         """The real features in the form in which `forward` takes them at the least cost."""
         return x
+
+    def passes(self, inputs: list[Any]) -> list[Float[Tensor, "n k r"]]:
+        """The logits of one sample that enter the losses: of all inputs together."""
+        return [self(inputs)]
 
     def twin(self) -> "StackedBackbone":
         """A copy with its own parameters on the same graph."""
@@ -243,41 +245,6 @@ class AugmentedGAT(StackedBackbone):
                 axis = 1 if mine.dim() == 3 and len(mine) == 1 else 0  # attention vectors have their heads there
                 by_run = [p.unflatten(axis, (self.n_runs, -1)).movedim(axis, 0) for p in (mine, theirs)]
                 by_run[0][is_better] = by_run[1][is_better]
-
-
-def build_backbone(
-    name: str,
-    task: NodeTask,
-    *,
-    n_hidden: int,
-    concat: int,
-    runs: int,
-    dropout: float,
-    heads: int = 8,
-    n_layers: int = 8,
-    operator: SparseOperator | None = None,
-    generator: torch.Generator,
-) -> StackedBackbone:
-    """A backbone by name: `"gcn"`, `"gcnii"` (with `n_layers`) or `"gat"` (with `heads`).
-
-    Raises:
-        ValueError: for an unknown name or a negative number of generated inputs.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
-    if concat < 0:
-        raise ValueError(f"concat must be at least 0, got {concat}")
-    sizes = (task.x.shape[1], n_hidden, task.n_classes)
-    if name == "gat":
-        return AugmentedGAT(
-            *sizes, heads=heads, concat=concat, runs=runs, dropout=dropout, task=task, generator=generator
-        )
-    operator = operator or propagation_operator(task.edge_index, task.n_nodes)
-    if name == "gcn":
-        return AugmentedGCN(*sizes, concat=concat, runs=runs, dropout=dropout, operator=operator, generator=generator)
-    return AugmentedGCNII(
-        *sizes, concat=concat, runs=runs, dropout=dropout, n_layers=n_layers, operator=operator, generator=generator
-    )
 
 
 def _glorot(runs: int, a: int, b: int, generator: torch.Generator) -> nn.Parameter:

@@ -2,6 +2,7 @@ r"""Training with local augmentation: new draws in every epoch, supervised loss 
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +85,10 @@ def fit_augmented(
 ) -> AugmentedFit:
     r"""Train all runs on $\mathcal L_{sup} + \lambda\mathcal L_{con}$; each keeps its epoch of least validation loss.
 
-    Every epoch makes `samples` forward passes, each with new draws of all generated inputs. The sum of the runs' losses
-    has separate gradients, and Adam works entry by entry, so runs do not influence each other. Validation uses one more
-    draw per evaluated epoch; weights AND that draw are kept, and the test reads exactly these predictions once.
+    Every epoch makes `samples` forward passes (`StackedBackbone.passes`), each with new draws of all generated inputs.
+    The sum of the runs' losses has separate gradients, and Adam works entry by entry, so runs do not influence each
+    other. Validation uses one more draw per evaluated epoch; weights AND that draw are kept, and the test reads exactly
+    these predictions once.
 
     Args:
         network: the runs; changed in place. The result holds the chosen weights.
@@ -119,16 +121,15 @@ def fit_augmented(
     start = time.process_time()
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
-    def logits_of(model: StackedBackbone) -> Tensor:
-        drawn = [source(generator) for _ in range(model.n_inputs - 1)] if source is not None else []
-        logits: Tensor = model([real, *drawn])
-        return logits
+    def inputs() -> list[Any]:
+        drawn = [source(generator) for _ in range(network.n_inputs - 1)] if source is not None else []
+        return [real, *drawn]
 
     with seeded(generator):
         for epoch in range(1, epochs + 1):
             network.train()
             optimizer.zero_grad()
-            passes = [logits_of(network) for _ in range(samples)]
+            passes = [logits for _ in range(samples) for logits in network.passes(inputs())]
             objective = torch.stack([_nll(logits, parts.y, parts.train) for logits in passes]).mean(0)
             if consistency:
                 probs = [logits.softmax(1) for logits in passes]
@@ -138,7 +139,7 @@ def fit_augmented(
             if epoch % eval_every and epoch < epochs:
                 continue
             with torch.no_grad():
-                logits = logits_of(network.eval())
+                logits = network.eval()(inputs())
                 loss = _nll(logits, parts.y, parts.val)
                 is_better = loss < best_loss
                 best_logits = torch.where(is_better, logits, best_logits) if epoch > eval_every else logits
@@ -149,7 +150,7 @@ def fit_augmented(
         test = fresh = accuracies(best_logits, parts.y, parts.test)
         if fresh_draws:
             with torch.no_grad():
-                draws = [accuracies(logits_of(best.eval()), parts.y, parts.test) for _ in range(fresh_draws)]
+                draws = [accuracies(best.eval()(inputs()), parts.y, parts.test) for _ in range(fresh_draws)]
             fresh = torch.stack(draws).mean(0)
     return AugmentedFit(best_loss, test, fresh, best_epoch, best_logits.softmax(1), seconds, best)
 
