@@ -36,8 +36,9 @@ from glocal.graphs.teddy_measures import (
     repeated_task,
     with_new_split,
 )
-from glocal.graphs.teddy_networks import TicketNetwork, fit_tickets, stack_graphs
-from glocal.graphs.teddy_ugs import SoftGraph, masked_logits, train_masks, ugs_tickets
+from glocal.graphs.teddy_networks import TicketNetwork, stack_graphs
+from glocal.graphs.teddy_training import fit_tickets
+from glocal.graphs.teddy_ugs import SoftGraph, mask_inputs, masked_logits, train_masks, ugs_tickets
 from glocal.seeding import torch_generator
 
 STAR = torch.tensor([[0, 0, 0, 1], [1, 2, 3, 2]])  # a star with three leaves, two of them joined
@@ -332,10 +333,10 @@ def test_masks_of_ones_change_nothing_and_zeros_remove_edges(net):
     model = network(net).eval()
     ones = [torch.ones_like(weight) for weight in model.weights]
     soft = SoftGraph(net, PAIRS, TASK.n_nodes)
-    full = masked_logits(model, soft, TASK.x, torch.ones(PAIRS.shape[1]), ones)
+    full = masked_logits(model, soft, mask_inputs(soft, TASK.x), torch.ones(PAIRS.shape[1]), ones)
     assert (full - model(stack_graphs(net, [PAIRS], TASK.x))[0]).abs().max() < 1e-5
     keep = torch.rand(PAIRS.shape[1], generator=torch_generator(0, "keep")) < 0.5
-    partly = masked_logits(model, soft, TASK.x, keep.float(), ones)
+    partly = masked_logits(model, soft, mask_inputs(soft, TASK.x), keep.float(), ones)
     assert (partly - model(stack_graphs(net, [PAIRS[:, keep]], TASK.x))[0]).abs().max() < 1e-5
 
 
@@ -348,9 +349,10 @@ def test_mask_training_needs_only_the_neighbourhood_of_the_labels(net):
     places = torch.searchsorted(part.nodes, few)
     start = 0.5 + torch.rand(PAIRS.shape[1], generator=generator)
     gradients = []
-    for soft, x, where in ((whole, TASK.x, few), (part, TASK.x[part.nodes], places)):
+    for soft, where in ((whole, few), (part, places)):
         model, mask = network(net, dropout=0.0), start.clone().requires_grad_()
-        logits = masked_logits(model, soft, x, mask, [torch.ones_like(weight) for weight in model.weights])[where]
+        ones = [torch.ones_like(weight) for weight in model.weights]
+        logits = masked_logits(model, soft, mask_inputs(soft, TASK.x), mask, ones)[where]
         F.cross_entropy(logits, TASK.y[few]).backward()
         gradients.append([mask.grad, *(weight.grad for weight in model.weights)])
     for expected, ours in zip(*gradients, strict=True):
