@@ -2,15 +2,18 @@
 
 import nbformat
 import pytest
+import torch
 
 from glocal.book.catalogue import chapter, chapters
 from glocal.book.notebooks import imported_modules, is_stale, stored_verdict
 from glocal.run.chapters import regenerate_one, renew_text, stale
+from glocal.run.check import CPU_BUDGET, STANDARD_SECONDS, chapter_problems
+from glocal.run.speed import reference_work, slowness
 
 
 def drop_times(notebook):
-    notebook.metadata["glocal"].pop("cpu_seconds")
-    notebook.metadata["glocal"].pop("peak_memory_gb")
+    for name in ("cpu_seconds", "reference_seconds", "peak_memory_gb"):
+        notebook.metadata["glocal"].pop(name)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             verdict = output.get("data", {}).get("application/vnd.glocal.verdict+json", {})
@@ -141,3 +144,32 @@ def test_headers_are_checked(project, old, new, message):
     source.write_text(source.read_text().replace(old, new))
     with pytest.raises(CatalogueError, match=message):
         chapters(project.root)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "reference", "is_too_long"),
+    [(1.01, 1.0, True), (0.99, 1.0, False), (1.5, 1.6, False), (1.7, 1.6, True), (1.01, 0.5, True), (1.01, None, True)],
+)
+def test_slower_cores_get_more_time_and_faster_ones_no_less(project, cpu, reference, is_too_long):
+    """`cpu` in units of the budget, `reference` in units of the standard core's time; None: an older notebook."""
+    project.write("dkm")
+    entry = chapter("dkm", project.root)
+    regenerate_one(entry)
+    notebook = nbformat.read(entry.notebook, 4)
+    measured = notebook.metadata["glocal"]
+    assert measured.pop("reference_seconds") > 0
+    measured["cpu_seconds"] = cpu * CPU_BUDGET
+    if reference is not None:
+        measured["reference_seconds"] = reference * STANDARD_SECONDS
+    nbformat.write(notebook, entry.notebook)
+    assert any("s of CPU time, more than" in problem for problem in chapter_problems(entry)) == is_too_long
+
+
+def test_reference_work_is_measured_on_one_thread_and_leaves_the_threads_alone():
+    before = torch.get_num_threads()
+    assert 0.1 < reference_work() < 30
+    assert torch.get_num_threads() == before
+    assert slowness(3.0, 2.0) == 1.5
+    assert slowness(1.0, 2.0) == 1.0
+    with pytest.raises(ValueError, match="must be positive, got 0 s and 2"):
+        slowness(0, 2.0)

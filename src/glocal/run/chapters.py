@@ -17,6 +17,10 @@ from glocal.book.notebooks import code_cells, code_hash, is_stale, read_executed
 from glocal.run.engine import Usage
 from glocal.run.files import write_text
 from glocal.run.job import execute, short_error
+from glocal.run.speed import reference_work
+
+
+MEASURED = ("code_hash", "cpu_seconds", "reference_seconds", "peak_memory_gb")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def renew_text(chapter: Executable) -> bool:
         new.outputs, new.execution_count = old.outputs, old.execution_count
     for cell in renewed.cells:
         cell.metadata.setdefault("tags", [])  # as papermill does
-    measured = {key: origin[key] for key in ("code_hash", "cpu_seconds", "peak_memory_gb")}
+    measured = {key: origin[key] for key in MEASURED if key in origin}
     header = {**renewed.metadata.get("glocal", {}), "hash": source_hash(chapter), **measured}
     renewed.metadata = {**stored.metadata, **renewed.metadata, "glocal": header}
     write_text(chapter.notebook, nbformat.writes(renewed) + "\n")
@@ -77,7 +81,7 @@ def regenerate(
 
 def regenerate_one(chapter: Executable) -> Execution:
     """Execute one chapter at small scale and store the result."""
-    usage = Usage()
+    usage, reference = Usage(), [reference_work()]
     digests = {"hash": source_hash(chapter), "code_hash": code_hash(chapter)}
     with tempfile.TemporaryDirectory(prefix="glocal-") as folder:
         output = Path(folder) / f"{chapter.slug}.ipynb"
@@ -90,11 +94,13 @@ def regenerate_one(chapter: Executable) -> Execution:
                 shutil.copy(output, kept)
             write_text(kept.with_suffix(".txt"), "".join(traceback.format_exception(failure)))
             return Execution(chapter.slug, usage.cpu_seconds, short_error(failure), str(kept))
+    reference.append(reference_work())
     normalise(notebook)
     notebook.metadata["glocal"] = {
         **notebook.metadata.get("glocal", {}),
         **digests,
         "cpu_seconds": round(usage.cpu_seconds, 1),
+        "reference_seconds": round(sum(reference) / 2, 2),
         "peak_memory_gb": round(usage.peak_memory / 1e9, 2),
     }
     write_text(chapter.notebook, nbformat.writes(notebook) + "\n")
