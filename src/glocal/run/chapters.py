@@ -19,7 +19,6 @@ from glocal.run.files import write_text
 from glocal.run.job import execute, short_error
 from glocal.run.speed import reference_work
 
-
 MEASURED = ("code_hash", "cpu_seconds", "reference_seconds", "peak_memory_gb")
 
 
