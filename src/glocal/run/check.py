@@ -13,7 +13,7 @@ from glocal.run.parameters import ParameterError, full_scale_values, parameters_
 from glocal.run.speed import slowness
 
 CPU_BUDGET = 45.0  # seconds on a standard core
-# What `reference_work` takes on a standard core, one of the kind on which the first chapters were executed: four of them
+# What `reference_work` takes on a standard core, of the kind on which the first chapters were executed: four of them
 # (pot, lebed, gacil, llp_bp) took 1.75 times as long on a core that needs 0.86 s for it.
 STANDARD_SECONDS = 0.49
 MEMORY_BUDGET_GB = 4.0
