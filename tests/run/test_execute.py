@@ -171,5 +171,5 @@ def test_reference_work_is_measured_on_one_thread_and_leaves_the_threads_alone()
     assert torch.get_num_threads() == before
     assert slowness(3.0, 2.0) == 1.5
     assert slowness(1.0, 2.0) == 1.0
-    with pytest.raises(ValueError, match="must be positive, got 0.0 s and 2"):
+    with pytest.raises(ValueError, match=r"must be positive, got 0\.0 s and 2"):
         slowness(0.0, 2.0)
