@@ -416,7 +416,9 @@ def test_networks_with_batch_norm_train_singly_like_a_plain_loop() -> None:
     stack = training.build_stack(lambda: CifarStemResNet(18, 10), generators(2))
     assert isinstance(stack, training.ModuleStack)
     alone = build(lambda: CifarStemResNet(18, 10), generator=generators(2)[1]).train()
-    training.fit(stack, study.x, study.labels, batches, recipe)
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'half'"):
+        training.fit(stack, study.x, study.labels, batches, recipe, precision="half")
+    training.fit(stack, study.x, study.labels, batches, recipe, precision="bfloat16")  # on a CPU the same as float32
     optimizer = recipe.make_optimizer(alone.parameters())
     for step in range(2):
         for group in optimizer.param_groups:
