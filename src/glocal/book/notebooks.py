@@ -11,7 +11,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from glocal.book.catalogue import Chapter, Executable
-from glocal.book.verdict import MIME
+from glocal.book.replication import own_status, statuses_by_seed
+from glocal.book.verdict import MIME, Status
 
 
 def read_source(source: Path) -> NotebookNode:
@@ -125,6 +126,13 @@ def stored_verdict(chapter: Chapter) -> dict[str, Any] | None:
         return verdict_of(read_executed(chapter.notebook))
     except (OSError, ValueError):
         return None
+
+
+def seed_dependent(verdict: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, dict[int, Status]]:
+    """Claims of a verdict whose status by itself differs from a recorded one, with the recorded statuses by seed."""
+    found = statuses_by_seed(runs)
+    by_claim = {claim["id"]: (own_status(claim), found.get(claim["id"], {})) for claim in verdict["claims"]}
+    return {name: by_seed for name, (own, by_seed) in by_claim.items() if not set(by_seed.values()) <= {own}}
 
 
 def figure_png(notebook: NotebookNode, name: str) -> str | None:

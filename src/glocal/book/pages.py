@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from glocal.book.catalogue import Chapter, papers, part_titles
-from glocal.book.notebooks import outputs_of, read_executed, stored_verdict, summary_of
-from glocal.book.replication import own_status, recorded_replications, statuses_by_seed
+from glocal.book.notebooks import outputs_of, read_executed, seed_dependent, stored_verdict, summary_of
+from glocal.book.replication import recorded_replications
 from glocal.book.scoreboard import STATUSES
 from glocal.book.shared import MIME as SHARED_MIME
 from glocal.book.shared import shared_table
@@ -98,14 +98,12 @@ def replication_section(chapter: Chapter) -> str:
     runs, verdict = recorded_replications(chapter.slug, chapter.root), stored_verdict(chapter)
     if not runs or verdict is None:
         return ""
-    found = statuses_by_seed(runs)
-    own = {claim["id"]: own_status(claim) for claim in verdict["claims"]}
-    differing = [name for name, status in own.items() if {status, *found.get(name, {}).values()} != {status}]
+    differing, n_claims = seed_dependent(verdict, runs), len(verdict["claims"])
     seeds = " and ".join(str(run["seed"]) for run in runs)
     text = f"Recorded runs of the whole chapter with seed {seeds} give "
     if not differing:
         return f'<p class="glocal-replication">{text}the same status for all claims.</p>'
-    text += f"the same status for {len(own) - len(differing)} of {len(own)} claims. The others are inconclusive:"
+    text += f"the same status for {n_claims - len(differing)} of {n_claims} claims. The others are inconclusive:"
     return f'<p class="glocal-replication">{text}</p>\n{_table_by_seed(differing, runs)}'
 
 

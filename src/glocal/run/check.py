@@ -7,8 +7,18 @@ from typing import Any
 import yaml
 
 from glocal.book.catalogue import CatalogueError, Chapter, chapters, code_pages, papers
-from glocal.book.notebooks import code_hash, figure_png, is_stale, read_executed, read_source, summary_of, verdict_of
-from glocal.book.replication import own_status, recorded_replications, statuses_by_seed, statuses_in_words
+from glocal.book.notebooks import (
+    code_hash,
+    figure_png,
+    is_stale,
+    read_executed,
+    read_source,
+    seed_dependent,
+    stored_verdict,
+    summary_of,
+    verdict_of,
+)
+from glocal.book.replication import recorded_replications, statuses_in_words
 from glocal.run.parameters import ParameterError, full_scale_values, parameters_of
 from glocal.run.speed import slowness
 
@@ -100,6 +110,8 @@ def _replication_problems(chapter: Chapter) -> list[str]:
         runs = recorded_replications(chapter.slug, chapter.root)
     except ValueError as error:
         return [str(error)]
+    if not runs:
+        return []
     code = code_hash(chapter)
     old = [str(run["seed"]) for run in runs if run["code_hash"] != code]
     if old:
@@ -107,18 +119,15 @@ def _replication_problems(chapter: Chapter) -> list[str]:
             f"its code changed since it was replicated with seed {', '.join(old)}: "
             f"run `glocal run {chapter.slug} -p seed=...` with each of them and `glocal record` the runs"
         ]
-    verdict = verdict_of(read_executed(chapter.notebook))
-    found = statuses_by_seed(runs)
-    listed = []
-    for claim in verdict["claims"] if verdict else []:
-        by_seed = found.get(claim["id"], {})
-        if {own_status(claim), *by_seed.values()} == {own_status(claim)} or claim["status"] == "inconclusive":
-            continue
-        listed.append(
-            f"claim {claim['id']} is stored as '{claim['status']}', but its status depends on the seed "
-            f"({statuses_in_words(by_seed)}): settle it by more runs, or pass the verdict through `replicated`"
-        )
-    return listed
+    verdict = stored_verdict(chapter) or {"claims": []}
+    differing = seed_dependent(verdict, runs)
+    return [
+        f"claim {claim['id']} is stored as '{claim['status']}', but its status depends on the seed "
+        f"({statuses_in_words(differing[claim['id']])}): "
+        "settle it by more runs, or pass the verdict through `replicated`"
+        for claim in verdict["claims"]
+        if claim["id"] in differing and claim["status"] != "inconclusive"
+    ]
 
 
 def _files(chapter: Chapter) -> dict[str, Path]:
